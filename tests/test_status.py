@@ -6,7 +6,10 @@ import json
 
 import pytest
 from google.protobuf import any_pb2, duration_pb2, json_format
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import (  # type: ignore[import-untyped]  # generated, without stubs
+    error_details_pb2,
+    status_pb2,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
