@@ -101,5 +101,5 @@ package: $(VENV)/.installed-dev ## build sdist and wheel into dist/
 
 .PHONY: clean
 clean: ## remove what the targets made, .venv included
-	rm -rf $(VENV) dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
