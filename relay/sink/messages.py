@@ -40,12 +40,14 @@ def from_json(body: bytes, signal: SignalSchema) -> bytes:
     Raises:
         ValueError: it is not one.
     """
+    message = _class_of(signal.request)()
     try:
         document = json.loads(body)
-        message = _class_of(signal.request)()
         json_format.ParseDict(_hex_to_base64(document), message, ignore_unknown_fields=True)
     except (json_format.ParseError, RecursionError) as error:
         raise ValueError(f"no OTLP/JSON request of {signal.name}: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"no OTLP/JSON request of {signal.name}: not a JSON object")  # noqa: TRY004
     return message.SerializeToString()
 
 
