@@ -23,7 +23,7 @@ class Received:
     """One request that reached the sink.
 
     ``payload``: the serialized Export request, after decompression (a JSON body as the protobuf
-    it stands for); b"" when the sink does not record. ``size``: its bytes.
+    it stands for); b"" once looked at by a sink that does not record. ``size``: its bytes.
     ``headers``: gRPC metadata or HTTP headers, names in lower case, binary values decoded.
     ``at``: monotonic seconds. ``answer``: gRPC status name or HTTP status, :data:`PENDING` until
     answered. ``rejected``: items refused in a partial success.

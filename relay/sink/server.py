@@ -344,7 +344,7 @@ class Sink:
         received = Received(
             signal=signal,
             transport=transport,
-            payload=payload if self._record else b"",
+            payload=payload,
             size=len(payload),
             units=units,
             items=items,
@@ -358,6 +358,8 @@ class Sink:
         if self.on_received:
             self.on_received(received)
         behaviour = self._decide(received)
+        if not self._record:
+            received.payload = b""
         if behaviour.hang:
             self.answered(received, HUNG)
         self._changed()
