@@ -10,7 +10,6 @@ ARGS ?=
 BIN := $(VENV)/bin
 # Nothing may be installed that the hashes do not name; no question may be asked.
 PIP := $(BIN)/python -m pip --no-input --disable-pip-version-check install --quiet
-SOURCES := relay proto_stubs tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -62,7 +61,7 @@ endif
 test: lint types unit e2e ## everything that must pass, what answers fastest first
 
 lint: $(VENV)/.installed-dev ## ruff, rules and layout
-	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff check .
 
 types: $(VENV)/.installed-dev ## mypy --strict
 	$(BIN)/mypy
@@ -74,8 +73,8 @@ e2e: $(VENV)/.installed-dev ## tests with real processes, SDKs and collectors
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 format: $(VENV)/.installed-dev ## let ruff lay out the code and mend what it can
-	$(BIN)/ruff format $(SOURCES)
-	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 # --- Dependencies and packages -----------------------------------------------------------------
 
@@ -93,6 +92,7 @@ requirements: $(VENV)/.installed-dev ## pin and hash the dependencies anew (UPGR
 	$(COMPILE) pyproject.toml --group test -c requirements/run.txt -o requirements/test.txt
 	$(COMPILE) pyproject.toml --group dev -c requirements/test.txt -c requirements/build.txt \
 		-o requirements/dev.txt
+	$(BIN)/python requirements/record_wheels.py
 
 .PHONY: package
 package: $(VENV)/.installed-dev ## build sdist and wheel into dist/
@@ -102,4 +102,4 @@ package: $(VENV)/.installed-dev ## build sdist and wheel into dist/
 .PHONY: clean
 clean: ## remove what the targets made, .venv included
 	rm -rf .venv .venv-* dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+	find relay proto_stubs tests -name __pycache__ -type d -prune -exec rm -rf {} +
