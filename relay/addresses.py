@@ -1,10 +1,13 @@
 """Addresses as settings write them: ``host:port``, ``[v6]:port``, ``unix:/path``, ``off``.
 
-Plain tuples and no import at module level, because the health check reads its address here and
-must cost what a bare interpreter costs.
+Plain tuples and hardly an import, because the health check reads its address here and must cost
+what a bare interpreter costs.
 """
 
 from __future__ import annotations
+
+# What socket is built on; the Python half of socket takes longer to import than all of this.
+import _socket
 
 LISTEN_ACCEPTS = "host:port, [IPv6]:port, unix:/absolute/path or off"
 
@@ -83,10 +86,8 @@ def join_host_port(host: str, port: int) -> str:
 
 def is_ipv6(host: str) -> bool:
     """Whether the text is an IPv6 address (without brackets and without a zone)."""
-    import socket  # noqa: PLC0415 - most addresses need none of it
-
     try:
-        socket.inet_pton(socket.AF_INET6, host)
+        _socket.inet_pton(_socket.AF_INET6, host)
     except OSError:
         return False
     return True
@@ -98,20 +99,18 @@ def numeric(host: str) -> str:
     Understands what resolvers do: ``127.1`` and ``0`` are 127.0.0.1 and 0.0.0.0, and
     ``::ffff:127.0.0.1`` is 127.0.0.1. Never looks a name up.
     """
-    import socket  # noqa: PLC0415 - most addresses need none of it
-
     if ":" in host:
         try:
-            packed = socket.inet_pton(socket.AF_INET6, host)
+            packed = _socket.inet_pton(_socket.AF_INET6, host)
         except OSError:
             return ""
         if packed.startswith(b"\0" * 10 + b"\xff\xff"):
-            return socket.inet_ntop(socket.AF_INET, packed[12:])
-        return socket.inet_ntop(socket.AF_INET6, packed)
+            return _socket.inet_ntop(_socket.AF_INET, packed[12:])
+        return _socket.inet_ntop(_socket.AF_INET6, packed)
     if not host[:1].isdigit():
         return ""
     try:
-        return socket.inet_ntop(socket.AF_INET, socket.inet_aton(host))
+        return _socket.inet_ntop(_socket.AF_INET, _socket.inet_aton(host))
     except OSError:
         return ""
 

@@ -62,7 +62,7 @@ class Endpoint:
 
 def endpoint() -> Kind[Endpoint | None]:
     """An endpoint; unset is the default that the protocol gives."""
-    return Kind(_parse, ACCEPTS, Parsed(None, "unset"))
+    return Kind(_parse, ACCEPTS, Parsed(None, f"{DEFAULT_GRPC} (:4318 for http/protobuf)"))
 
 
 def redact(text: str) -> str:

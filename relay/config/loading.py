@@ -31,6 +31,7 @@ from relay.processors import ProcessorConfig
 from relay.receivers import Listen, ReceiverConfig, ServerTls
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
@@ -82,8 +83,8 @@ class UnknownFlagError(ValueError):
     """The command line has what no flag accepts; one line per fault."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = tuple(faults)
+        self.faults = tuple(_visible(fault) for fault in faults)
+        super().__init__("\n".join(self.faults))
 
 
 def parse_flags(argv: Sequence[str], also: Sequence[str] = ()) -> dict[str, str]:
@@ -131,9 +132,21 @@ def load(
 
 
 def _quote(text: str) -> str:
-    """A value for one line of a report: control characters visible, bounded in length."""
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return f'"{visible[:200]}{"..." if len(visible) > 200 else ""}"'
+    """A value in a report, bounded in length."""
+    return f'"{text[:200]}{"..." if len(text) > 200 else ""}"'
+
+
+def _visible(text: str) -> str:
+    """One line that every terminal takes: what cannot be printed is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _require_utf8(text: str) -> None:
+    """Refuse bytes that Python could only smuggle into a string (PEP 383)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidError("is not UTF-8") from None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -152,13 +165,13 @@ class _Source(NamedTuple):
 _DEFAULT = _Source(3, "default", own=False)
 
 
-class _Resolved(NamedTuple, Generic[T]):
+class _Resolved(NamedTuple, Generic[T_co]):
     """A setting's value in force.
 
     ``sound``: no fault stood in its way, so checks that compare it with others mean something.
     """
 
-    value: T
+    value: T_co
     shown: str
     source: _Source
     sound: bool
@@ -214,17 +227,17 @@ class _Loading:
     # Reading one setting.
 
     def _fault(self, text: str) -> None:
-        self._faults[text] = None
+        self._faults[_visible(text)] = None
 
     def _warn(self, text: str) -> None:
-        self._warnings[text] = None
+        self._warnings[_visible(text)] = None
 
     def _warn_of_unknown(self) -> None:
         known = {twin(name) for setting in SETTINGS for name in setting.names}
         unknown = [n for n in self._environ if n.startswith("RELAY_") and n not in known]
         links = [name for name in unknown if _SERVICE_LINK.fullmatch(name)]
         for name in sorted(set(unknown) - set(links)):
-            self._warn(f"{_quote(name)[1:-1]}: no such setting{_nearest(name, known)}")
+            self._warn(f"{name[:200]}: no such setting{_nearest(name, known)}")
         if links:
             self._warn(
                 f"{min(links)} and the like: ignored, Kubernetes sets them for a service named "
@@ -264,6 +277,7 @@ class _Loading:
             self._parsed[source.label] = None
             if text is not None:
                 try:
+                    _require_utf8(text)
                     self._parsed[source.label] = setting.kind.parse(text)
                 except InvalidError as error:
                     self._invalid(setting, source, text, str(error))
@@ -581,4 +595,4 @@ class _Loading:
     def _row(self, setting: Setting[object], signal: str) -> Effective:
         found = self._resolve(setting, signal)
         name = setting.own.get(signal, setting.name)
-        return Effective(name, signal, found.shown, found.source.label)
+        return Effective(name, signal, _visible(found.shown), found.source.label)

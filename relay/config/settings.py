@@ -17,18 +17,7 @@ from relay.config import values
 from relay.config.endpoints import endpoint
 from relay.config.values import Kind
 from relay.otlp import SIGNALS
-
-DEFAULT_EXCLUDED = (
-    "/health",
-    "/healthz",
-    "/ready",
-    "/readyz",
-    "/livez",
-    "/metrics",
-    "/api/docs",
-    "/api/openapi.json",
-    "/favicon.ico",
-)
+from relay.processors.patterns import DEFAULT_EXCLUDED
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -15,9 +15,9 @@ from typing import Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import unquote
 
 from relay import addresses
+from relay.processors import patterns as syntax
 from relay.receivers import Listen
 
-T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 MAX_INT = 2**31 - 1
@@ -30,10 +30,10 @@ class InvalidError(ValueError):
     """The text is not a value of its kind; the message completes "NAME=value: ..."."""
 
 
-class Parsed(NamedTuple, Generic[T]):
+class Parsed(NamedTuple, Generic[T_co]):
     """A value and how reports show it, with what is secret taken out."""
 
-    value: T
+    value: T_co
     shown: str
 
 
@@ -108,7 +108,7 @@ def duration(low: int, high: int = MAX_INT, *, zero: str = "") -> Kind[float]:
     ``low`` and ``high`` in milliseconds. ``zero``: what 0 stands for; it is then accepted
     although it is below ``low``.
     """
-    accepts = f"milliseconds, or a number with ms or s, from {low} ms to {high} ms"
+    accepts = f"milliseconds, or a number with ms or s, from {_time(low)} to {_time(high)}"
     if zero:
         accepts += f", or 0: {zero}"
 
@@ -124,6 +124,10 @@ def duration(low: int, high: int = MAX_INT, *, zero: str = "") -> Kind[float]:
         return Parsed(millis / 1000, f"{millis:.16g} ms")
 
     return Kind(parse, accepts, unit="ms")
+
+
+def _time(millis: int) -> str:
+    return f"{millis // 1000} s" if millis and millis % 1000 == 0 else f"{millis} ms"
 
 
 def ratio() -> Kind[float]:
@@ -284,14 +288,10 @@ def patterns(*, cleared: tuple[str, ...] | None) -> Kind[tuple[str, ...] | None]
     accepts = r"patterns separated by commas (\, for a comma): exact, prefix* or ^expression"
 
     def parse(text: str) -> Parsed[tuple[str, ...] | None]:
-        try:
-            from relay.processors import patterns as syntax  # noqa: PLC0415 - only runs need it
-        except ImportError:  # until the filters are there
-            return Parsed(tuple(text.split(",")), text) if text else Parsed(cleared, "none")
         found = syntax.split(text)
-        wrong = [f"{each} ({why})" for each in found if (why := syntax.check(each)) is not None]
+        wrong = [f"{each}: {why}" for each in found if (why := syntax.check(each)) is not None]
         if wrong:
-            raise InvalidError(f"not a pattern: {'; '.join(wrong)}; expected {accepts}")
+            raise InvalidError(f"{'; '.join(wrong)}; expected {accepts}")
         return Parsed(found, text) if found else Parsed(cleared, "none")
 
     return Kind(parse, accepts, Parsed(cleared, "unset"))
