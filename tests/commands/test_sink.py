@@ -36,8 +36,29 @@ def test_defaults_are_those_of_a_collector() -> None:
 
 def test_every_flag_has_its_meaning() -> None:
     options = parse(
-        "--grpc off --http [::1]:0 --fail 503:0.5 --retry-after 2.5 --delay 0.25 --outage 9:1 "
-        "--outage 2:3 --reject 4 --max-message 1000 --seed 7 --print".split()
+        [
+            "--grpc",
+            "off",
+            "--http",
+            "[::1]:0",
+            "--fail",
+            "503:0.5",
+            "--retry-after",
+            "2.5",
+            "--delay",
+            "0.25",
+            "--outage",
+            "9:1",
+            "--outage",
+            "2:3",
+            "--reject",
+            "4",
+            "--max-message",
+            "1000",
+            "--seed",
+            "7",
+            "--print",
+        ]
     )
     assert options == Options(
         grpc=Listen(),
