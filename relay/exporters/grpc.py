@@ -1,0 +1,314 @@
+"""OTLP/gRPC exporter: one channel per destination, shared by its signals.
+
+The channel's own retries, proxy and hidden waiting are off: a call is only made on a channel that
+is ready, and whatever goes wrong is told at once, so that the pipeline decides. A channel that
+failed, or that let a call hang, is replaced by a new one with a new look-up of the name; gRPC's own
+reconnecting is not relied upon.
+
+Sources: OTLP specification 1.11, "OTLP/gRPC Response"; gRPC core, ``grpc_types.h`` (channel
+arguments) and "Connectivity Semantics and API".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+
+from proto_stubs import SignalSchema
+from relay import __version__, tls
+from relay.exporters import ExporterConfig
+from relay.files import Rotating
+from relay.headers import HeaderSource
+from relay.otlp import Accepted, Fault, Outcome, Permanent, Retryable
+from relay.response import partial_success
+from relay.status import retry_delay
+
+__all__ = ["GrpcChannel", "GrpcExporter", "outcome_of"]
+
+CONNECT_TIMEOUT = "CONNECT_TIMEOUT"
+CONNECT_FAILED = "CONNECT_FAILED"
+
+_RETRYABLE = frozenset(
+    {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+"""OTLP specification, "Failures": codes that a client may retry without being asked to."""
+
+_FAULTS = {
+    grpc.StatusCode.INVALID_ARGUMENT: Fault.INVALID,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Fault.TOO_LARGE,
+    grpc.StatusCode.UNIMPLEMENTED: Fault.UNIMPLEMENTED,
+}
+
+_COMPRESSION = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip}
+
+_DETAILS = "grpc-status-details-bin"
+
+_MAX_RESPONSE = 4 * 1024 * 1024
+_CLOSE_GRACE = 1.0
+
+
+def outcome_of(
+    code: grpc.StatusCode, message: str, details: bytes, *, timed_out: bool
+) -> Retryable | Permanent:
+    """Sort a failed call. ``details``: the serialized google.rpc.Status, or empty.
+
+    Source: OTLP specification 1.11, "Failures" and "OTLP/gRPC Throttling".
+    """
+    delay = retry_delay(details) if details else None
+    if code in _RETRYABLE:
+        return Retryable(code.name, message, delay, timed_out)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None:
+        return Retryable(code.name, message, delay)
+    return Permanent(code.name, _FAULTS.get(code, Fault.OTHER), message)
+
+
+class GrpcChannel:
+    """The connection to one destination. ``warn`` is told of files that cannot be used.
+
+    Raises:
+        relay.tls.TlsError: the TLS files cannot be used.
+    """
+
+    def __init__(self, config: ExporterConfig, *, warn: Callable[[str], None]) -> None:
+        self._config = config
+        self._credentials: Rotating[grpc.ChannelCredentials] | None = None
+        if config.tls is not None:
+            self._credentials = tls.rotating_channel_credentials(config.tls, warn=warn)
+        self._generation = 0
+        self._channel: grpc.aio.Channel | None = None
+        self._connecting: asyncio.Task[Retryable | None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def current(self) -> grpc.aio.Channel | None:
+        """The channel of the latest connection, whatever became of it."""
+        return self._channel
+
+    def ready(self) -> bool:
+        """Whether a connection stands, with the credentials that are in force."""
+        if self._channel is None or self._closed:
+            return False
+        if self._credentials is not None:
+            self._credentials.current(time.monotonic())
+            if self._credentials.generation != self._generation:
+                self.replace(self._channel)
+                return False
+        return self._channel.get_state() is grpc.ChannelConnectivity.READY
+
+    async def connect(self) -> Retryable | None:
+        """Establish a connection; callers at the same time share one attempt."""
+        if self._closed:
+            return Retryable(CONNECT_FAILED, "the exporter is closed")
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+            self._connecting.add_done_callback(self._connected)
+        # A caller that gives up does not take the attempt away from the others.
+        return await asyncio.shield(self._connecting)
+
+    def replace(self, channel: grpc.aio.Channel | None) -> None:
+        """Give up ``channel`` if it is the current one; calls under way on it may end."""
+        if channel is None or channel is not self._channel:
+            return
+        self._channel = None
+        limit = self._config.timeout
+        closing = asyncio.get_running_loop().create_task(channel.close(limit))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self._closed = True
+        tasks: list[asyncio.Task[None] | asyncio.Task[Retryable | None]] = [*self._closing]
+        if self._connecting is not None:
+            tasks.append(self._connecting)
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if self._channel is not None:
+            await self._channel.close(_CLOSE_GRACE)
+            self._channel = None
+
+    def _connected(self, task: asyncio.Task[Retryable | None]) -> None:
+        self._connecting = None
+        if not task.cancelled():
+            task.exception()  # Retrieved; the shielded callers raise it.
+
+    async def _connect(self) -> Retryable | None:
+        channel = self._channel
+        if channel is None:
+            channel = self._channel = self._new_channel()
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                failed = await _until_ready(channel)
+        except TimeoutError:
+            self.replace(channel)
+            seconds = f"{self._config.connect_timeout:g}"
+            return Retryable(
+                CONNECT_TIMEOUT, f"no connection to {self._config.endpoint} within {seconds} s"
+            )
+        if not failed:
+            return None
+        why = await _why_not(channel)
+        self.replace(channel)
+        return Retryable(CONNECT_FAILED, f"cannot connect to {self._config.endpoint}: {why}")
+
+    def _new_channel(self) -> grpc.aio.Channel:
+        config = self._config
+        options: list[tuple[str, int | str]] = [
+            ("grpc.primary_user_agent", f"otlp-relay/{__version__}"),
+            ("grpc.enable_retries", 0),
+            ("grpc.enable_http_proxy", 0),
+            # Ours, or a stuck connection of a channel that was given up is inherited.
+            ("grpc.use_local_subchannel_pool", 1),
+            # The connect deadline is the larger of this and the current back-off.
+            ("grpc.min_reconnect_backoff_ms", max(int(config.connect_timeout * 1000), 1)),
+            ("grpc.initial_reconnect_backoff_ms", 500),
+            ("grpc.max_reconnect_backoff_ms", max(int(config.connect_timeout * 1000), 500)),
+            ("grpc.dns_min_time_between_resolutions_ms", 1000),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", _MAX_RESPONSE),
+            # Several addresses share the load, and the loss of one is no outage.
+            ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
+            ("grpc.service_config_disable_resolution", 1),
+        ]
+        compression = _COMPRESSION[config.compression]
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(
+                config.endpoint, options=options, compression=compression
+            )
+        credentials = self._credentials.current(time.monotonic())
+        self._generation = self._credentials.generation
+        return grpc.aio.secure_channel(
+            config.endpoint, credentials, options=options, compression=compression
+        )
+
+
+async def _until_ready(channel: grpc.aio.Channel) -> bool:
+    """Wait for an end of connecting; True when it failed."""
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state in {
+            grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+            grpc.ChannelConnectivity.SHUTDOWN,
+        }:
+            return True
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+    return False
+
+
+async def _why_not(channel: grpc.aio.Channel) -> str:
+    """What the library says of a failed connection: only a call is told, and fails at once."""
+    try:
+        await channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=0.2)
+    except grpc.aio.AioRpcError as error:
+        details = error.details() or error.code().name
+        return details.removeprefix("failed to connect to all addresses; last error: ")
+    except (grpc.RpcError, ValueError):
+        pass
+    return "connection failed"
+
+
+class GrpcExporter:
+    """One signal's way through a :class:`GrpcChannel`. Implements ``relay.exporters.Exporter``."""
+
+    def __init__(
+        self,
+        schema: SignalSchema,
+        config: ExporterConfig,
+        channel: GrpcChannel,
+        headers: HeaderSource,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._schema = schema
+        self._config = config
+        self._connection = channel
+        self._headers = headers
+        self._clock = clock
+        self._call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] | None = None
+        self._call_channel: grpc.aio.Channel | None = None
+        self._answered = 0
+
+    def ready(self) -> bool:
+        return self._connection.ready()
+
+    async def connect(self) -> Retryable | None:
+        return await self._connection.connect()
+
+    async def export(self, payload: bytes) -> Outcome:
+        channel = self._connection.current
+        if channel is None:
+            return Retryable("UNAVAILABLE", "the connection was lost before the request was sent")
+        if channel is not self._call_channel or self._call is None:
+            self._call = channel.unary_unary(self._schema.method)
+            self._call_channel = channel
+        started = self._clock()
+        answered = self._answered
+        try:
+            response = await self._call(
+                payload, timeout=self._config.timeout, metadata=self._headers.current(started)
+            )
+        except grpc.aio.AioRpcError as error:
+            return self._failed(error, channel, started, answered)
+        except asyncio.CancelledError:
+            # grpc also raises it in the caller when the channel is closed under the call.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return Retryable("CANCELLED", "the connection was closed under the request")
+        self._answered += 1
+        rejected, message = partial_success(response, self._schema)
+        return Accepted("OK", rejected, message)
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    def _failed(
+        self,
+        error: grpc.aio.AioRpcError,
+        channel: grpc.aio.Channel,
+        started: float,
+        answered: int,
+    ) -> Outcome:
+        code = error.code()
+        now = self._clock()
+        limit = self._config.timeout
+        timed_out = (
+            code is grpc.StatusCode.DEADLINE_EXCEEDED
+            and limit is not None
+            and now - started >= limit * 0.95
+        )
+        details = b""
+        for key, value in error.trailing_metadata() or ():
+            if key == _DETAILS and isinstance(value, bytes):
+                details = value
+        outcome = outcome_of(code, error.details() or "", details, timed_out=timed_out)
+        if timed_out:
+            if self._answered == answered:
+                # Nothing came back since: the connection may be a dead one that nobody closed.
+                self._connection.replace(channel)
+        elif code is grpc.StatusCode.UNAUTHENTICATED:
+            if self._headers.refused(now):
+                # The token changed meanwhile: once more with the new one.
+                return Retryable(code.name, error.details() or "", 0.1)
+        elif code is grpc.StatusCode.UNAVAILABLE and isinstance(outcome, Retryable):
+            answered_by_peer = "received from peer" in (error.debug_error_string() or "")
+            if not answered_by_peer and self._connection.ready():
+                return Retryable(outcome.code, outcome.message, outcome.delay, rerouted=True)
+        return outcome
