@@ -1,0 +1,46 @@
+#!/bin/sh
+# Builds the OpenTelemetry Collector of builder.yaml with the Collector's own builder.
+#
+#   sh deploy/collector/build.sh [DIRECTORY]
+#
+# Leaves the binary at DIRECTORY/otelcol (default: /usr/local/bin when it is writable, else ~/.local/bin),
+# where tests and benchmarks find it when that directory is on the PATH. Does nothing when the binary of
+# that version is already there. Needs Go (https://go.dev/doc/install) and its module proxy; takes some
+# minutes on two cores the first time. Go's own variables (GOPROXY, GOFLAGS, ...) are respected.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+manifest=$here/builder.yaml
+version=$(sed -n 's/^  version: *//p' "$manifest")
+
+if [ $# -gt 0 ]; then
+    target=$1
+elif [ -w /usr/local/bin ]; then
+    target=/usr/local/bin
+else
+    target=$HOME/.local/bin
+fi
+mkdir -p "$target"
+
+if [ -x "$target/otelcol" ] && "$target/otelcol" --version 2>/dev/null | grep -qF "$version"; then
+    echo "$target/otelcol is version $version already"
+    exit 0
+fi
+command -v go >/dev/null || {
+    echo "building otelcol needs Go on the PATH: https://go.dev/doc/install" >&2
+    exit 1
+}
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+
+# The builder writes a main.go for the components of the manifest and has Go compile it.
+echo "installing the builder, v$version"
+GOBIN=$work/bin GOFLAGS="${GOFLAGS:-} -mod=mod" go install "go.opentelemetry.io/collector/cmd/builder@v$version"
+# output_path is relative to the working directory.
+cp "$manifest" "$work/builder.yaml"
+echo "building otelcol $version; this takes some minutes the first time"
+(cd "$work" && ./bin/builder --config builder.yaml)
+install -m 0755 "$work/_build/otelcol" "$target/otelcol"
+echo "$target/otelcol: $("$target/otelcol" --version)"
