@@ -27,6 +27,8 @@ def parse_listen(text: str) -> tuple[str, int, str]:
         return "", 0, ""
     if text.startswith("unix:"):
         return "", 0, parse_unix(text)
+    if "://" in text:
+        raise ValueError(f"a listener has no scheme; expected {LISTEN_ACCEPTS}")
     host, port = split_host_port(text)
     if port is None:
         raise ValueError(f"the port is missing; expected {LISTEN_ACCEPTS}")

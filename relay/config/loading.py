@@ -112,7 +112,7 @@ def parse_flags(argv: Sequence[str], also: Sequence[str] = ()) -> dict[str, str]
             else:
                 flags[name] = given
         elif name.startswith("-"):
-            faults.append(f"unknown flag {_quote(name)}{_nearest(name, [*BY_FLAG, *also])}")
+            faults.append(f"unknown flag {_quote(name)}{_nearest(name, [*BY_FLAG, *also], '--')}")
         else:
             faults.append(f"unexpected argument {_quote(argument)}; flags are --name VALUE")
     if faults:
@@ -149,9 +149,11 @@ def _require_utf8(text: str) -> None:
         raise InvalidError("is not UTF-8") from None
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+def _nearest(name: str, known: Iterable[str], prefix: str) -> str:
+    """A hint at the nearest name; what all names begin with makes none nearer."""
+    rests = [each.removeprefix(prefix) for each in known]
+    close = difflib.get_close_matches(name.removeprefix(prefix), rests, n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 class _Source(NamedTuple):
@@ -237,7 +239,7 @@ class _Loading:
         unknown = [n for n in self._environ if n.startswith("RELAY_") and n not in known]
         links = [name for name in unknown if _SERVICE_LINK.fullmatch(name)]
         for name in sorted(set(unknown) - set(links)):
-            self._warn(f"{name[:200]}: no such setting{_nearest(name, known)}")
+            self._warn(f"{name[:200]}: no such setting{_nearest(name, known, 'RELAY_')}")
         if links:
             self._warn(
                 f"{min(links)} and the like: ignored, Kubernetes sets them for a service named "
