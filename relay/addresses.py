@@ -18,7 +18,7 @@ _HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 
 def parse_listen(text: str) -> tuple[str, int, str]:
-    """Parse where to listen; returns (host, port, path), all empty for ``off``.
+    """Parse where to listen; returns (host in lower case, port, path), all empty for ``off``.
 
     Raises:
         ValueError: the text is none of the accepted forms; the message says what is accepted.
@@ -32,7 +32,7 @@ def parse_listen(text: str) -> tuple[str, int, str]:
     host, port = split_host_port(text)
     if port is None:
         raise ValueError(f"the port is missing; expected {LISTEN_ACCEPTS}")
-    return host, port, ""
+    return host.lower(), port, ""
 
 
 def parse_unix(text: str) -> str:

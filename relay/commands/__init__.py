@@ -8,9 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # importing it from typing would cost more than this file does
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from relay.config import Config
+    from collections.abc import Mapping
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": (
@@ -51,20 +49,3 @@ class UsageError(Exception):
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
-
-
-def configure(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, tuple[str, ...]]:
-    """The configuration of a command that takes every setting, and the warnings about it.
-
-    Raises:
-        UsageError: something in it is at fault; has every fault.
-    """
-    from relay.config import UnknownFlagError, load, parse_flags  # noqa: PLC0415 - see above
-
-    try:
-        loaded = load(parse_flags(argv), environ)
-    except UnknownFlagError as error:
-        raise UsageError(*error.faults) from None
-    if loaded.config is None:
-        raise UsageError(*loaded.faults)
-    return loaded.config, loaded.warnings

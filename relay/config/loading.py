@@ -442,11 +442,10 @@ class _Loading:
         if protocol != "grpc":
             return found.value
         for header, _ in found.value:
-            lower = header.lower()
-            if not re.fullmatch("[0-9a-z_.-]+", lower) or lower.endswith("-bin"):
+            if not re.fullmatch("[0-9a-z_.-]+", header.lower()):
                 self._fault(
                     f"{found.source.label}={REDACTED}: {_quote(header)} is no name for gRPC; "
-                    "expected letters, digits, _ . and -, not ending in -bin"
+                    "expected letters, digits, _ . and -"
                 )
         return tuple((header.lower(), value) for header, value in found.value)
 

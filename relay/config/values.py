@@ -15,6 +15,7 @@ from typing import Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import unquote
 
 from relay import addresses
+from relay.headers import usable
 from relay.processors import patterns as syntax
 from relay.receivers import Listen
 
@@ -218,27 +219,9 @@ def attributes() -> Kind[tuple[tuple[str, str], ...]]:
     return Kind(parse, accepts, Parsed((), "unset"))
 
 
-# RFC 9110, section 5.6.2: what a field name consists of.
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Printable US-ASCII and the space: what gRPC metadata takes (gRPC over HTTP2, "ASCII-Value"),
 # and the part of RFC 9110's field-value that means the same everywhere.
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
-
-RESERVED_HEADERS = frozenset(
-    {
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "host",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""Headers that the transport itself writes; a second one would break the request."""
 
 
 def headers() -> Kind[tuple[tuple[str, str], ...]]:
@@ -253,10 +236,11 @@ def headers() -> Kind[tuple[tuple[str, str], ...]]:
     def parse(text: str) -> Parsed[tuple[tuple[str, str], ...]]:
         found: dict[str, tuple[str, str]] = {}
         for position, header, value in _pairs(text, accepts):
-            if not _TOKEN.fullmatch(header):
-                raise InvalidError(f"entry {position}: the name has characters no header name has")
-            if header.lower() in RESERVED_HEADERS or header.lower().startswith("grpc-"):
-                raise InvalidError(f"entry {position}: {header.lower()} is set by the protocol")
+            if not usable(header):
+                raise InvalidError(
+                    f"entry {position}: the name is no header's, or one that the protocol sets "
+                    "itself (content-type, grpc-...)"
+                )
             if not _HEADER_VALUE.fullmatch(value):
                 raise InvalidError(f"entry {position}: a value must be printable ASCII")
             found[header.lower()] = (header, value)

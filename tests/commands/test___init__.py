@@ -1,9 +1,7 @@
 from pathlib import Path
 
-import pytest
-
 import relay.commands
-from relay.commands import COMMANDS, UsageError, configure
+from relay.commands import COMMANDS, UsageError
 
 
 def test_the_documented_commands_are_there() -> None:
@@ -20,15 +18,7 @@ def test_there_is_no_module_that_is_no_command() -> None:
     assert modules <= set(COMMANDS)
 
 
-def test_configures_from_flags_and_environment() -> None:
-    config, warnings = configure(["--queue-size=7"], {"RELAY_X": "1"})
-    assert config.pipelines["logs"].queue_size == 7
-    assert warnings == ("RELAY_X: no such setting",)
-
-
-def test_faults_are_a_usage_error_with_all_of_them() -> None:
-    with pytest.raises(UsageError) as caught:
-        configure(["--queue-size=x", "--batch-size=y"], {})
-    assert len(caught.value.faults) == 2
-    with pytest.raises(UsageError, match="did you mean --queue-size"):
-        configure(["--queu-size=x"], {})
+def test_a_usage_error_has_every_fault() -> None:
+    error = UsageError("one", "two")
+    assert error.faults == ("one", "two")
+    assert str(error) == "one\ntwo"

@@ -1,7 +1,7 @@
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.config.endpoints import Destination, Endpoint, endpoint, redact, resolve
@@ -169,6 +169,7 @@ def test_shown_without_the_content_of_the_query() -> None:
     assert redact("https://c/in?key=secret") == "https://c/in?<redacted>"
 
 
+@settings(deadline=None)
 @given(
     st.one_of(st.text(max_size=40), st.text("htps:/[]@?#.1a", max_size=40).map("http://".__add__))
 )
