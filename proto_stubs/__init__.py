@@ -32,6 +32,8 @@ class SignalSchema:
     """Full name of the Export request message."""
     response: str
     """Full name of the Export response message."""
+    module: str
+    """Python module that has the classes of both."""
     item: str
     """What is counted, in words."""
     resources: int
@@ -71,6 +73,7 @@ TRACES: Final = SignalSchema(
     http_path="/v1/traces",
     request="opentelemetry.proto.collector.trace.v1.ExportTraceServiceRequest",
     response="opentelemetry.proto.collector.trace.v1.ExportTraceServiceResponse",
+    module="opentelemetry.proto.collector.trace.v1.trace_service_pb2",
     item="span",
     resources=1,
     scopes=2,
@@ -95,6 +98,7 @@ METRICS: Final = SignalSchema(
     http_path="/v1/metrics",
     request="opentelemetry.proto.collector.metrics.v1.ExportMetricsServiceRequest",
     response="opentelemetry.proto.collector.metrics.v1.ExportMetricsServiceResponse",
+    module="opentelemetry.proto.collector.metrics.v1.metrics_service_pb2",
     item="data point",
     resources=1,
     scopes=2,
@@ -119,6 +123,7 @@ LOGS: Final = SignalSchema(
     http_path="/v1/logs",
     request="opentelemetry.proto.collector.logs.v1.ExportLogsServiceRequest",
     response="opentelemetry.proto.collector.logs.v1.ExportLogsServiceResponse",
+    module="opentelemetry.proto.collector.logs.v1.logs_service_pb2",
     item="log record",
     resources=1,
     scopes=2,
@@ -143,6 +148,7 @@ PROFILES: Final = SignalSchema(
     http_path="/v1development/profiles",
     request="opentelemetry.proto.collector.profiles.v1development.ExportProfilesServiceRequest",
     response="opentelemetry.proto.collector.profiles.v1development.ExportProfilesServiceResponse",
+    module="opentelemetry.proto.collector.profiles.v1development.profiles_service_pb2",
     item="profile",
     resources=1,
     scopes=2,

@@ -75,6 +75,8 @@ class SignalSchema:
     """Full name of the Export request message."""
     response: str
     """Full name of the Export response message."""
+    module: str
+    """Python module that has the classes of both."""
     item: str
     """What is counted, in words."""
     resources: int
@@ -150,6 +152,7 @@ def _schema(name: str, path: str, item: str) -> list[tuple[str, object]]:
         ("http_path", f"/{version}/{name}"),
         ("request", request.full_name),
         ("response", response.full_name),
+        ("module", _module(f"collector.{path}_service").__name__),
         ("item", item),
         ("resources", resources.number),
         ("scopes", scopes.number),

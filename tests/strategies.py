@@ -42,24 +42,20 @@ _ID_BYTES = {"trace_id": 16, "span_id": 8, "parent_span_id": 8, "profile_id": 16
 # Message classes.
 
 
-def _class(full_name: str, module: str) -> type[Message]:
-    found: type[Message] = getattr(importlib.import_module(module), full_name.rsplit(".", 1)[1])
+def _class(schema: SignalSchema, full_name: str) -> type[Message]:
+    module = importlib.import_module(schema.module)
+    found: type[Message] = getattr(module, full_name.rsplit(".", 1)[1])
     return found
-
-
-def _service_module(schema: SignalSchema) -> str:
-    package = schema.service.rsplit(".", 1)[0]
-    return f"{package}.{package.split('.')[-2]}_service_pb2"
 
 
 def request_class(schema: SignalSchema) -> type[Message]:
     """The message class of the signal's Export request."""
-    return _class(schema.request, _service_module(schema))
+    return _class(schema, schema.request)
 
 
 def response_class(schema: SignalSchema) -> type[Message]:
     """The message class of the signal's Export response."""
-    return _class(schema.response, _service_module(schema))
+    return _class(schema, schema.response)
 
 
 def members(message: Message, number: int) -> Any:
