@@ -99,6 +99,10 @@ package: $(VENV)/.installed-dev ## build sdist and wheel into dist/
 	@rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
+.PHONY: image
+image: ## build the container image with docker, podman or buildah, whichever is there
+	@deploy/image/build $(or $(TAG),otlp-relay:latest)
+
 .PHONY: clean
 clean: ## remove what the targets made, .venv included
 	rm -rf .venv .venv-* dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = (".ci/run", ".ci/find-python")
+SCRIPTS = (".ci/run", ".ci/find-python", ".ci/image-check", "deploy/image/build")
 
 
 def _checkout(folder: Path, make: str) -> dict[str, str]:
     """A folder with only the scripts, and an environment in which `make` is the given script."""
     shutil.copytree(ROOT / ".ci", folder / ".ci")
     (folder / ".ci" / "apt-packages").write_text("# none\n")
+    (folder / ".ci" / "image-check").write_text("#!/bin/sh\n")
     programs = folder / "programs"
     programs.mkdir()
     (programs / "make").write_text(f'#!/bin/sh\necho make "$@" >> calls\n{make}\n')
