@@ -99,9 +99,12 @@ def parse_flags(argv: Sequence[str], also: Sequence[str] = ()) -> dict[str, str]
     flags: dict[str, str] = {}
     faults: list[str] = []
     rest = iter(argv)
+    after_unknown = False
     for argument in rest:
         name, equals, value = argument.partition("=")
-        if name in also:
+        if after_unknown and not argument.startswith("-"):
+            after_unknown = False  # most likely the unknown flag's value: one fault is enough
+        elif name in also:
             flags[name] = ""
             if equals:
                 faults.append(f"{name} takes no value")
@@ -112,6 +115,7 @@ def parse_flags(argv: Sequence[str], also: Sequence[str] = ()) -> dict[str, str]
             else:
                 flags[name] = given
         elif name.startswith("-"):
+            after_unknown = not equals
             faults.append(f"unknown flag {_quote(name)}{_nearest(name, [*BY_FLAG, *also], '--')}")
         else:
             faults.append(f"unexpected argument {_quote(argument)}; flags are --name VALUE")

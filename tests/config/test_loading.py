@@ -247,8 +247,14 @@ def test_refuses_a_wrong_command_line(argv: list[str], says: str) -> None:
 
 def test_all_faults_of_a_command_line_are_told_together() -> None:
     with pytest.raises(UnknownFlagError) as caught:
-        parse_flags(["--a", "b", "--queue-size"])
-    assert len(caught.value.faults) == 3
+        parse_flags(["x", "--a=", "y", "--queue-size"])
+    assert len(caught.value.faults) == 4
+
+
+def test_what_follows_an_unknown_flag_is_no_fault_of_its_own() -> None:
+    with pytest.raises(UnknownFlagError) as caught:
+        parse_flags(["--queue-siz", "4", "--batch-size", "5"])
+    assert caught.value.faults == ('unknown flag "--queue-siz"; did you mean --queue-size?',)
 
 
 # Faults and warnings.
