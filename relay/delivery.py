@@ -87,12 +87,14 @@ class Case:
 
     ``timeouts``: attempts that timed out; ``passed``: those during which, or since the one before,
     others succeeded. ``mark``: the count of successes up to which that was looked at.
-    ``parsed``: every unit was seen to parse. ``budget``: set while a refused batch is divided.
+    ``tried``: it timed out as it is, not only as part of something larger. ``parsed``: every unit
+    was seen to parse. ``budget``: set while a refused batch is divided.
     """
 
     timeouts: int = 0
     passed: int = 0
     mark: int = 0
+    tried: bool = False
     parsed: bool = False
     budget: Budget | None = None
 
@@ -275,6 +277,9 @@ class Delivery:
             chunks, case = self._pick()
             if not chunks:
                 return None
+            if case is not None and self._recut(chunks, case):
+                at = self.wake_at(now)
+                continue
             taken = self._leave(chunks, case)
             if self._unimplemented_until is not None and now < self._unimplemented_until:
                 self._unsend(taken)
@@ -291,6 +296,24 @@ class Delivery:
                 return taken
             at = self.wake_at(now)
         return None
+
+    def _recut(self, chunks: list[Chunk[Case]], case: Case) -> bool:
+        """Divide what was picked where that is known to be wanted; then it is back in the ring."""
+        units = sum(chunk.units for chunk in chunks)
+        if units == 1:
+            return False
+        if sum(len(chunk.payload) for chunk in chunks) > self.size_limit:
+            # The limit was lowered meanwhile: to be cut anew, like all that waits.
+            self._cases -= 1
+            self._return(chunks, None)
+            return True
+        if case.tried and case.timeouts >= SUSPECT_AFTER and self._successes > case.mark:
+            # Others passed since it timed out: no need to see it fail as a whole once more.
+            self._cases -= 1
+            self._credit(case)
+            self._divide(chunks, case)
+            return True
+        return False
 
     def sendable(self, now: float) -> bool:
         """Whether a connection is wanted: something is due and would not be dropped unsent."""
@@ -457,17 +480,22 @@ class Delivery:
     def _timed_out(self, taken: Batch, failure: Retryable) -> None:
         case = taken.case if taken.case is not None else Case(mark=taken.number)
         case.timeouts += 1
-        if self._successes > case.mark:
-            case.passed += 1
-        case.mark = self._successes
+        case.tried = True
+        self._credit(case)
         if not case.passed or case.timeouts < SUSPECT_AFTER:
             self._return(taken.chunks, case)
         elif taken.units > 1:
-            self._divide(taken, case)
+            self._divide(taken.chunks, case)
         elif case.passed >= GIVE_UP_AFTER:
             self._refuse(taken.items, "timeout", failure)
         else:
             self._return(taken.chunks, case)
+
+    def _credit(self, case: Case) -> None:
+        """Note whether others succeeded while a case did not."""
+        if self._successes > case.mark:
+            case.passed = min(case.passed + 1, case.timeouts)
+        case.mark = self._successes
 
     def _final(self, taken: Batch, answer: Permanent, now: float) -> None:
         if answer.fault is Fault.UNIMPLEMENTED:
@@ -493,7 +521,7 @@ class Delivery:
             return
         if case.budget is None:
             case.budget = Budget()
-        self._divide(taken, case)
+        self._divide(taken.chunks, case)
 
     def _well_formed(self, taken: Batch) -> list[Chunk[Case]] | None:
         """The chunks without the units that do not parse; None when all of them do."""
@@ -510,8 +538,8 @@ class Delivery:
                 healthy.append(chunk.piece(rest, 0))
         return healthy if found else None
 
-    def _divide(self, taken: Batch, case: Case) -> None:
-        for half in self.ring.split(taken.chunks):
+    def _divide(self, chunks: list[Chunk[Case]], case: Case) -> None:
+        for half in self.ring.split(chunks):
             self._return(
                 half,
                 Case(
