@@ -139,49 +139,57 @@ def _field(buf: bytes, pos: int, end: int, depth: int) -> tuple[int, int, int, i
 
     ``depth``: how many groups may nest here.
     """
-    at = pos
     tag, value = _varint(buf, pos, end, 5)
     if tag > _MAX_TAG or tag < 8:
-        raise MalformedError(f"invalid field number at byte {at}")
+        raise MalformedError(f"invalid field number at byte {pos}")
+    if tag & 7 == SGROUP:
+        return tag, value, _behind_group(buf, tag, value, end, depth), 0
+    return tag, *_value(buf, tag, value, end)
+
+
+def _value(buf: bytes, tag: int, pos: int, end: int) -> tuple[int, int, int]:
+    """The value that stands behind ``tag``, no group: see :func:`_field`."""
     wire = tag & 7
     number = 0
     if wire == LEN:
-        size, value = _varint(buf, value, end, 5)
+        size, pos = _varint(buf, pos, end, 5)
         if size > _MAX_LENGTH:
-            raise MalformedError(f"length of 2 GiB or more at byte {at}")
-        pos = value + size
+            raise MalformedError(f"length of 2 GiB or more before byte {pos}")
+        behind = pos + size
     elif wire == VARINT:
-        number, pos = _varint(buf, value, end, 10)
+        number, behind = _varint(buf, pos, end, 10)
         number &= 0xFFFF_FFFF_FFFF_FFFF
     elif wire == I64:
-        pos = value + 8
+        behind = pos + 8
     elif wire == I32:
-        pos = value + 4
-    elif wire == SGROUP:
-        pos = _behind_group(buf, tag, value, end, depth)
+        behind = pos + 4
     else:
         what = "end of a group that never began" if wire == EGROUP else f"wire type {wire}"
-        raise MalformedError(f"{what} at byte {at}")
-    if pos > end:
+        raise MalformedError(f"{what} before byte {pos}")
+    if behind > end:
         raise _overrun(end)
-    return tag, value, pos, number
+    return pos, behind, number
 
 
 def _behind_group(buf: bytes, tag: int, pos: int, end: int, depth: int) -> int:
-    """Offset behind the end tag of the group that ``tag`` began. Without recursion."""
+    """Offset behind the end tag of the group that ``tag`` began. Without recursion.
+
+    Here upb takes field number 0 as well.
+    """
     ends = [tag + (EGROUP - SGROUP)]
     while ends:
         if len(ends) > depth:
             raise MalformedError(f"groups nested too deep at byte {pos}")
         tag, behind = _varint(buf, pos, end, 5)
+        if tag > _MAX_TAG:
+            raise MalformedError(f"invalid field number at byte {pos}")
         if tag == ends[-1]:
             ends.pop()
-            pos = behind
-        elif tag & 7 == SGROUP and 8 <= tag <= _MAX_TAG:
+        elif tag & 7 == SGROUP:
             ends.append(tag + (EGROUP - SGROUP))
-            pos = behind
         else:
-            _, _, pos, _ = _field(buf, pos, end, 0)
+            _, behind, _ = _value(buf, tag, behind, end)
+        pos = behind
     return pos
 
 
