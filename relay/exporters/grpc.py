@@ -262,7 +262,9 @@ class GrpcExporter:
         answered = self._answered
         try:
             response = await self._call(
-                payload, timeout=self._config.timeout, metadata=self._headers.current(started)
+                payload,  # type: ignore[arg-type]  # bytes go as they are without a serializer
+                timeout=self._config.timeout,
+                metadata=self._headers.current(started),
             )
         except grpc.aio.AioRpcError as error:
             return self._failed(error, channel, started, answered)
