@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from proto_stubs import SignalSchema
+
 NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
@@ -20,7 +22,8 @@ class Result(NamedTuple):
     ``units``, ``items``: what is left in it.
     ``removed``: items removed, by ``filtered_items_total`` reason.
     ``learned``: the processor now knows of spans whose descendants may wait in the ring; the
-    pipeline then passes every waiting payload through :meth:`Processor.prune`.
+    pipeline then passes every waiting payload through :meth:`Processor.prune`, the newest first,
+    and once more as long as one of these results says ``learned`` again.
     """
 
     payload: bytes
@@ -37,7 +40,12 @@ class Processor(Protocol):
         """Process one arriving request. ``now``: monotonic seconds."""
 
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
-        """Remove from a waiting payload what the latest ``process`` call condemned."""
+        """Remove from a waiting payload what the latest ``process`` call condemned.
+
+        That is the descendants of the spans that it filtered. ``learned`` in the result: of those
+        found here descendants may wait in payloads that were looked at before; they usually wait
+        in older ones, since a span ends, and is sent, before the one above it.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +64,63 @@ class ProcessorConfig:
     sampling_ratio: float = 1.0
     service_name: str = ""
     resource_attributes: tuple[tuple[str, str], ...] = field(default=())
+
+
+class _Disabled:
+    """Takes everything and keeps nothing."""
+
+    def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
+        del payload, units, now
+        return Result(b"", 0, 0, {"disabled": items} if items else NOTHING)
+
+    def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
+        del now
+        return Result(payload, units, items)
+
+
+class _Both:
+    """Filters first, so that only what stays is enriched."""
+
+    def __init__(self, filters: Processor, enrichment: Processor) -> None:
+        self._filters = filters
+        self._enrichment = enrichment
+        self.prune = filters.prune
+
+    def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
+        result = self._filters.process(payload, units, items, now)
+        if not result.units:
+            return result
+        added = self._enrichment.process(result.payload, result.units, result.items, now)
+        return result._replace(payload=added.payload)
+
+
+def build(schema: SignalSchema, config: ProcessorConfig) -> Processor | None:
+    """The processing of one signal; None when there is nothing to do for it.
+
+    Raises:
+        ValueError: a pattern that :func:`relay.processors.patterns.check` finds fault with.
+    """
+    # Imported as far as needed: RE2 is a native library, and many relays carry no traces.
+    if not config.enabled or (schema.name == "metrics" and not config.metrics_enabled):
+        return _Disabled()
+    filters: Processor | None = None
+    judges_urls = config.included is not None or bool(config.excluded)
+    if schema.name == "traces" and (
+        judges_urls or config.drop_send_receive or config.sampling_ratio < 1
+    ):
+        from relay.processors.filters import SpanFilter  # noqa: PLC0415
+        from relay.processors.patterns import UrlRules  # noqa: PLC0415
+
+        filters = SpanFilter(
+            UrlRules(config.excluded, config.included),
+            drop_events=config.drop_send_receive,
+            ratio=config.sampling_ratio,
+        )
+    enrichment: Processor | None = None
+    if config.service_name or config.resource_attributes:
+        from relay.processors.enrichment import Enrichment  # noqa: PLC0415
+
+        enrichment = Enrichment(schema, config.service_name, config.resource_attributes)
+    if filters is not None and enrichment is not None:
+        return _Both(filters, enrichment)
+    return filters or enrichment

@@ -200,6 +200,8 @@ class UrlRules:
         """As :meth:`traced`, with the reason."""
         if self.included is not None:
             found = self.included.first(path)
-            return Decision(found is not None, "included", found and found.text)
+            return Decision(found is not None, "included", found.text if found else None)
         found = self.excluded.first(path)
-        return Decision(found is None, found and "excluded", found and found.text)
+        if found is None:
+            return Decision(traced=True, setting=None, pattern=None)
+        return Decision(traced=False, setting="excluded", pattern=found.text)

@@ -1,0 +1,454 @@
+"""Spans inside a traces request: where they stand, what the filters ask of one, leaving some out.
+
+Reads what upb reads (see :mod:`relay.wire`), whatever the encoding: fields in any order, repeated
+ones (of a singular field the last wins, messages merge), overlong varints, unknown fields, groups.
+The ways that SDKs write are walked inline, since these loops run for every span of a request in
+which something is to be filtered; everything else goes through :func:`relay.wire.fields`.
+
+Source: protobuf documentation, "Encoding"; OpenTelemetry semantic conventions, "HTTP spans".
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import MutableSequence
+from typing import Final, NamedTuple
+
+from proto_stubs import (
+    ANYVALUE_ARRAY_VALUE_FIELD,
+    ANYVALUE_BOOL_VALUE_FIELD,
+    ANYVALUE_BYTES_VALUE_FIELD,
+    ANYVALUE_DOUBLE_VALUE_FIELD,
+    ANYVALUE_INT_VALUE_FIELD,
+    ANYVALUE_KVLIST_VALUE_FIELD,
+    ANYVALUE_STRING_VALUE_FIELD,
+    KEYVALUE_KEY_FIELD,
+    KEYVALUE_VALUE_FIELD,
+    SPAN_ATTRIBUTES_FIELD,
+    SPAN_KIND_FIELD,
+    SPAN_KIND_INTERNAL,
+    SPAN_KIND_SERVER,
+    SPAN_PARENT_SPAN_ID_FIELD,
+    SPAN_SPAN_ID_FIELD,
+    SPAN_TRACE_ID_FIELD,
+    TRACES,
+)
+from relay import wire
+from relay.wire import LEN, MalformedError
+
+I64: Final = 1
+I32: Final = 5
+
+__all__ = [
+    "ASGI_EVENT",
+    "URL_KEYS",
+    "Layout",
+    "SpanFacts",
+    "attribute",
+    "layout",
+    "path_of_url",
+    "read",
+    "without",
+]
+
+ASGI_EVENT: Final = b"asgi.event.type"
+"""Attribute of the spans around an ASGI application's send and receive calls."""
+URL_KEYS: Final = (b"url.path", b"http.target", b"http.url")
+"""Attributes that hold a request's path; the first that a span has counts."""
+
+_RESOURCES: Final = TRACES.resources << 3 | LEN
+_SCOPES: Final = TRACES.scopes << 3 | LEN
+_SPANS: Final = TRACES.units << 3 | LEN
+_TRACE_ID: Final = SPAN_TRACE_ID_FIELD << 3 | LEN
+_SPAN_ID: Final = SPAN_SPAN_ID_FIELD << 3 | LEN
+_PARENT_ID: Final = SPAN_PARENT_SPAN_ID_FIELD << 3 | LEN
+_KIND: Final = SPAN_KIND_FIELD << 3
+_ATTRIBUTES: Final = SPAN_ATTRIBUTES_FIELD << 3 | LEN
+_KEY: Final = KEYVALUE_KEY_FIELD << 3 | LEN
+_VALUE: Final = KEYVALUE_VALUE_FIELD << 3 | LEN
+_STRING: Final = ANYVALUE_STRING_VALUE_FIELD << 3 | LEN
+_STRING_INDEX: Final = 8 << 3
+"""AnyValue.string_value_strindex, a reference into the dictionary of a profiles request."""
+_NO_STRING: Final = frozenset(
+    (
+        ANYVALUE_BOOL_VALUE_FIELD << 3,
+        ANYVALUE_INT_VALUE_FIELD << 3,
+        ANYVALUE_DOUBLE_VALUE_FIELD << 3 | 1,
+        ANYVALUE_ARRAY_VALUE_FIELD << 3 | LEN,
+        ANYVALUE_KVLIST_VALUE_FIELD << 3 | LEN,
+        ANYVALUE_BYTES_VALUE_FIELD << 3 | LEN,
+        _STRING_INDEX,
+    )
+)
+"""Tags of the other members of AnyValue's oneof."""
+
+_IDS: Final = frozenset((_TRACE_ID, _SPAN_ID, _PARENT_ID))
+_KEYS: Final = (*URL_KEYS, ASGI_EVENT)
+_KEY_SIZES: Final = frozenset(len(key) for key in _KEYS)
+
+_MANY: Final = 1 << 17
+"""From this many spans on, offsets are kept in arrays (4 bytes each), not in lists (40)."""
+
+
+class SpanFacts(NamedTuple):
+    """What the filters ask of a span. Ids are as they stand, of whatever length."""
+
+    trace_id: bytes
+    span_id: bytes
+    parent_id: bytes
+    kind: int
+    path: bytes | None
+    """Of a server span, the path of its request; None: this is no server span."""
+    event: bool
+    """Whether this is an ASGI send or receive span."""
+
+
+# One span.
+
+
+def attribute(buf: bytes, start: int, end: int) -> tuple[bytes, bytes | None]:
+    """Key and string value of the KeyValue in ``buf[start:end]``; None: no string.
+
+    Raises:
+        MalformedError: it does not parse.
+    """
+    key = b""
+    values: list[tuple[int, int]] = []
+    for number, kind, at, stop, _ in wire.fields(buf, start, end):
+        if number == KEYVALUE_KEY_FIELD and kind == LEN:
+            key = buf[at:stop]
+        elif number == KEYVALUE_VALUE_FIELD and kind == LEN:
+            values.append((at, stop))
+    text: bytes | None = None
+    # Occurrences of the message are merged: of all members of the oneof in them the last counts.
+    for begin, behind in values:
+        for number, kind, at, stop, _ in wire.fields(buf, begin, behind):
+            tag = number << 3 | kind
+            if tag == _STRING:
+                text = buf[at:stop]
+            elif tag in _NO_STRING:
+                text = None
+    return key, text
+
+
+def read(buf: bytes, start: int, end: int) -> SpanFacts:
+    """The facts of the Span in ``buf[start:end]``.
+
+    Attribute keys should be unique; of several the first counts.
+
+    Raises:
+        MalformedError: the span, or an attribute in it that matters, does not parse.
+    """
+    try:
+        facts = _read_usual(buf, start, end)
+    except IndexError:
+        facts = None
+    return _read_any(buf, start, end) if facts is None else facts
+
+
+def _read_usual(  # noqa: C901, PLR0912, PLR0915 - one loop, inline: it runs for every candidate
+    buf: bytes, pos: int, end: int
+) -> SpanFacts | None:
+    """As :func:`read` for the encodings that SDKs produce; None for any other.
+
+    Attributes are stepped over after a look at the key that they begin with. That another key
+    hides in one (a later occurrence wins) is excluded by counting the key's text in the span.
+    """
+    start = pos
+    trace_id = span_id = parent_id = b""
+    kind = 0
+    found: dict[bytes, bytes] = {}
+    while pos < end:
+        tag = buf[pos]
+        size = buf[pos + 1]
+        if tag == _ATTRIBUTES:
+            pos += 2
+            if size > 0x7F:
+                more = buf[pos]
+                if more > 0x7F:
+                    return None
+                size = size & 0x7F | more << 7
+                pos += 1
+            if buf[pos] == _KEY and buf[pos + 1] in _KEY_SIZES:
+                key = buf[pos + 2 : pos + 2 + buf[pos + 1]]
+                if key in _KEYS and key not in found:
+                    found[key] = buf[pos : pos + size]
+            pos += size
+        elif tag & 7 == I64 and 8 <= tag < 0x80:
+            pos += 9
+        elif tag & 7 == LEN and tag not in _IDS and 8 <= tag < 0x80:
+            pos += 2
+            if size > 0x7F:
+                more = buf[pos]
+                if more > 0x7F:
+                    return None
+                size = size & 0x7F | more << 7
+                pos += 1
+            pos += size
+        elif size > 0x7F:
+            return None
+        elif tag == _TRACE_ID:
+            pos += 2 + size
+            trace_id = buf[pos - size : pos]
+        elif tag == _SPAN_ID:
+            pos += 2 + size
+            span_id = buf[pos - size : pos]
+        elif tag == _PARENT_ID:
+            pos += 2 + size
+            parent_id = buf[pos - size : pos]
+        elif tag == _KIND:
+            kind = size
+            pos += 2
+        elif tag & 7 == I32 and tag > 0x7F and size:
+            # A tag of two bytes that is not overlong, the span's flags for one.
+            pos += 6
+        else:
+            return None
+    if pos != end:
+        return None
+    path: bytes | None = None
+    event = False
+    if kind in {SPAN_KIND_SERVER, SPAN_KIND_INTERNAL}:
+        texts: dict[bytes, bytes | None] = {}
+        for key in _KEYS:
+            field = found.get(key)
+            if buf.count(key, start, end) != (field is not None):
+                return None
+            if field is not None:
+                text = _usual_text(field, len(key))
+                if text is None:
+                    return None
+                texts[key] = text
+                if key == URL_KEYS[0] and kind == SPAN_KIND_SERVER:
+                    break
+        event = kind == SPAN_KIND_INTERNAL and ASGI_EVENT in texts
+        path = _server_path(kind, texts, event=event)
+    return SpanFacts(trace_id, span_id, parent_id, kind, path, event)
+
+
+def _usual_text(field: bytes, key: int) -> bytes | None:
+    """The string value of a KeyValue that begins with a key of ``key`` bytes.
+
+    None unless key and value are all there is in it, each written once and shortly.
+    """
+    at = key + 4
+    size = len(field) - at - 2
+    if (
+        0 <= size < 0x7E
+        and field[key + 2] == _VALUE
+        and field[key + 3] == size + 2
+        and field[at] == _STRING
+        and field[at + 1] == size
+    ):
+        return field[at + 2 :]
+    return None
+
+
+def _read_any(buf: bytes, start: int, end: int) -> SpanFacts:
+    """As :func:`read`, whatever the encoding."""
+    trace_id = span_id = parent_id = b""
+    kind = 0
+    texts: dict[bytes, bytes | None] = {}
+    for number, wiretype, at, stop, value in wire.fields(buf, start, end):
+        tag = number << 3 | wiretype
+        if tag == _ATTRIBUTES:
+            key, text = attribute(buf, at, stop)
+            if key in _KEYS:
+                texts.setdefault(key, text)
+        elif tag == _TRACE_ID:
+            trace_id = buf[at:stop]
+        elif tag == _SPAN_ID:
+            span_id = buf[at:stop]
+        elif tag == _PARENT_ID:
+            parent_id = buf[at:stop]
+        elif tag == _KIND:
+            # An enum is an int32: of a longer varint the low 32 bits count.
+            kind = value & 0xFFFF_FFFF
+    event = kind == SPAN_KIND_INTERNAL and ASGI_EVENT in texts
+    path = _server_path(kind, texts, event=event)
+    return SpanFacts(trace_id, span_id, parent_id, kind, path, event)
+
+
+def _server_path(kind: int, texts: dict[bytes, bytes | None], *, event: bool) -> bytes | None:
+    """The path of a server span's request; None: this is no server span, or names no path.
+
+    An INTERNAL span with no more than ``http.url`` may well describe a call that goes out; server
+    instrumentations of the old conventions set ``http.target`` too.
+    """
+    if event or kind not in {SPAN_KIND_SERVER, SPAN_KIND_INTERNAL}:
+        return None
+    path = texts.get(URL_KEYS[0])
+    if path is None and (target := texts.get(URL_KEYS[1])) is not None:
+        path = target.partition(b"?")[0]
+    if path is None and kind == SPAN_KIND_SERVER and (url := texts.get(URL_KEYS[2])) is not None:
+        path = path_of_url(url)
+    # RFC 9110, 4.2.3: an empty path means "/".
+    return path if path != b"" else b"/"
+
+
+def path_of_url(url: bytes) -> bytes:
+    """The path of a URL, as it stands; ``b""`` when it has none. What has no scheme is a path."""
+    url = url.partition(b"#")[0].partition(b"?")[0]
+    _, scheme, rest = url.partition(b"://")
+    if not scheme:
+        return url
+    at = rest.find(b"/")
+    return rest[at:] if at >= 0 else b""
+
+
+# All spans of a request.
+
+
+class Layout(NamedTuple):
+    """Where the spans of a request stand, in order: offsets of tag, message, and behind it.
+
+    ``scopes``: per scope entry with spans the offsets (tag, message, behind it) of its resource
+    entry and of itself, and the numbers of its first span and behind its last.
+    """
+
+    starts: MutableSequence[int]
+    bodies: MutableSequence[int]
+    ends: MutableSequence[int]
+    scopes: list[tuple[int, int, int, int, int, int, int, int]]
+
+    def before(self, offset: int) -> int:
+        """The number of the last span whose message begins at or before ``offset``, or -1."""
+        return bisect_right(self.bodies, offset) - 1
+
+    def at(self, offset: int) -> int:
+        """The number of the span that ``offset`` lies in, or -1."""
+        number = bisect_right(self.bodies, offset) - 1
+        return number if number >= 0 and offset < self.ends[number] else -1
+
+
+def _entries(buf: bytes, pos: int, end: int, wanted: int) -> list[tuple[int, int, int]]:
+    """Offsets (tag, value, behind it) of a message's length-delimited fields with that tag."""
+    found = []
+    at = pos
+    for number, kind, value, stop, _ in wire.fields(buf, pos, end):
+        if number << 3 | kind == wanted:
+            found.append((at, value, stop))
+        at = stop
+    return found
+
+
+def layout(buf: bytes, units: int) -> Layout:
+    """Where the ``units`` spans of a request stand.
+
+    Raises:
+        MalformedError: the structure is damaged.
+    """
+    few = units < _MANY
+    starts: MutableSequence[int] = [] if few else array("I")
+    bodies: MutableSequence[int] = [] if few else array("I")
+    ends: MutableSequence[int] = [] if few else array("I")
+    scopes = []
+    for rs_tag, rs_start, rs_end in _entries(buf, 0, len(buf), _RESOURCES):
+        for ss_tag, ss_start, ss_end in _entries(buf, rs_start, rs_end, _SCOPES):
+            first = len(starts)
+            _spans(buf, ss_start, ss_end, starts, bodies, ends)
+            if len(starts) > first:
+                place = rs_tag, rs_start, rs_end, ss_tag, ss_start, ss_end
+                scopes.append((*place, first, len(starts)))
+    return Layout(starts, bodies, ends, scopes)
+
+
+def _spans(
+    buf: bytes,
+    pos: int,
+    end: int,
+    starts: MutableSequence[int],
+    bodies: MutableSequence[int],
+    ends: MutableSequence[int],
+) -> None:
+    """Append where the spans in a ScopeSpans stand."""
+    begin, open_, close = starts.append, bodies.append, ends.append
+    # Any field but the last one of the payload has three bytes behind its tag.
+    usual = min(end, len(buf) - 3)
+    while pos < end:
+        if pos < usual and buf[pos] == _SPANS:
+            size, body = buf[pos + 1], pos + 2
+            if size > 0x7F:
+                more = buf[body]
+                if more > 0x7F:
+                    _, _, body, stop, _ = next(wire.fields(buf, pos, end))
+                    size = stop - body
+                else:
+                    size, body = size & 0x7F | more << 7, body + 1
+            begin(pos)
+            open_(body)
+            pos = body + size
+            close(pos)
+        else:
+            number, kind, value, stop, _ = next(wire.fields(buf, pos, end))
+            if number << 3 | kind == _SPANS:
+                begin(pos)
+                open_(value)
+                close(stop)
+            pos = stop
+    if pos != end:
+        raise MalformedError(f"span before byte {pos} is longer than its scope")
+
+
+def without(buf: bytes, where: Layout, gone: bytearray) -> bytes:
+    """The request without the spans whose byte in ``gone`` is not 0; ``b""`` when none is left.
+
+    Scope and resource entries that have no span left go too; the other ones keep all else that is
+    in them. Only tag and length of entries that were cut are written anew.
+    """
+    if all(gone):
+        return b""
+    request: list[bytes] = []
+    done = number = 0
+    scopes = where.scopes
+    while number < len(scopes):
+        rs_tag, rs_start, rs_end = scopes[number][:3]
+        mine = [scopes[number]]
+        while (number := number + 1) < len(scopes) and scopes[number][0] == rs_tag:
+            mine.append(scopes[number])
+        first, last = mine[0][6], mine[-1][7]
+        missing = last - first - gone.count(0, first, last)
+        if not missing:
+            continue
+        request.append(buf[done:rs_tag])
+        done = rs_end
+        if missing == last - first:
+            continue
+        body = _resource_without(buf, rs_start, rs_end, mine, where, gone)
+        request += (wire.varint(_RESOURCES), wire.varint(len(body)), body)
+    request.append(buf[done:])
+    return b"".join(request)
+
+
+def _resource_without(
+    buf: bytes,
+    pos: int,
+    end: int,
+    scopes: list[tuple[int, int, int, int, int, int, int, int]],
+    where: Layout,
+    gone: bytearray,
+) -> bytes:
+    out: list[bytes] = []
+    starts, ends = where.starts, where.ends
+    for _, _, _, ss_tag, ss_start, ss_end, first, last in scopes:
+        kept = gone.count(0, first, last)
+        if kept == last - first:
+            continue
+        out.append(buf[pos:ss_tag])
+        pos = ss_end
+        if not kept:
+            continue
+        pieces: list[bytes] = []
+        at = ss_start
+        for number in range(first, last):
+            if gone[number]:
+                start = starts[number]
+                if start != at:
+                    pieces.append(buf[at:start])
+                at = ends[number]
+        pieces.append(buf[at:ss_end])
+        body = b"".join(pieces)
+        out += (wire.varint(_SCOPES), wire.varint(len(body)), body)
+    out.append(buf[pos:end])
+    return b"".join(out)
