@@ -224,6 +224,7 @@ def merged(buf: bytes, ranges: Sequence[tuple[int, int]]) -> bytes:
 
 _read3 = struct.Struct("<BH").unpack_from
 _LEN_TAGS = frozenset(range(8 | LEN, 0x80, 8))
+_VARINT_TAGS = frozenset(range(8 | VARINT, 0x80, 8))
 
 
 def _make_steps() -> list[int]:
@@ -243,22 +244,24 @@ _STEPS = _make_steps()
 
 def _each(buf: bytes, pos: int, end: int, wanted: int, depth: int) -> Iterator[_Span]:
     """The occurrences of the length-delimited field with tag ``wanted`` in the message."""
-    steps, read3, len_tags = _STEPS, _read3, _LEN_TAGS
-    fast = end - 3
+    fast = min(end, len(buf) - 2)
     while pos < end:
-        at = pos
-        if pos <= fast:
-            tag, size = read3(buf, pos)
-            if tag in len_tags and (step := steps[size]):
-                pos += step
-                if tag == wanted:
-                    if pos > end:
-                        break
-                    yield at, at + 3 if size & 0x80 else at + 2, pos
-                continue
-        tag, value, pos, _ = _field(buf, pos, end, depth)
-        if tag == wanted:
-            yield at, value, pos
+        while pos < fast:
+            tag, size = _read3(buf, pos)
+            step = _STEPS[size]
+            if not step or tag not in _LEN_TAGS:
+                break
+            at = pos
+            pos += step
+            if tag == wanted:
+                if pos > end:
+                    break
+                yield at, at + 3 if size & 0x80 else at + 2, pos
+        if pos < end:
+            at = pos
+            tag, value, pos, _ = _field(buf, pos, end, depth)
+            if tag == wanted:
+                yield at, value, pos
     if pos > end:
         raise _overrun(end)
 
@@ -266,15 +269,17 @@ def _each(buf: bytes, pos: int, end: int, wanted: int, depth: int) -> Iterator[_
 def _entries(buf: bytes, pos: int, end: int, wanted: int, depth: int) -> list[_Span]:
     """As :func:`_each`, as a list, in less time; all of the message has been checked."""
     found: list[_Span] = []
-    fast = end - 3
+    fast = min(end, len(buf) - 2)
     while pos < end:
-        while pos <= fast:
+        while pos < fast:
             tag, size = _read3(buf, pos)
             step = _STEPS[size]
             if step and tag == wanted:
                 found.append((pos, pos + 3 if size & 0x80 else pos + 2, pos := pos + step))
             elif step and tag in _LEN_TAGS:
                 pos += step
+            elif tag in _VARINT_TAGS and not size & 0x80:
+                pos += 2
             else:
                 break
         if pos < end:
@@ -306,15 +311,14 @@ def _weight(buf: bytes, pos: int, end: int, schema: SignalSchema) -> int:
     """
     last = points = 0
     members, in_data = schema.data, schema.data_points << 3 | LEN
-    steps, read3, len_tags = _STEPS, _read3, _LEN_TAGS
-    fast = end - 3
+    fast = min(end, len(buf) - 2)
     while pos < end:
         at = pos
         tag = size = step = 0
-        if pos <= fast:
-            tag, size = read3(buf, pos)
-            step = steps[size]
-        if step and tag in len_tags:
+        if pos < fast:
+            tag, size = _read3(buf, pos)
+            step = _STEPS[size]
+        if step and tag in _LEN_TAGS:
             value = at + 3 if size & 0x80 else at + 2
             pos += step
         else:

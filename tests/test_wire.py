@@ -484,6 +484,9 @@ def test_damaged_payloads_raise_one_error_or_nothing(
     ):
         with contextlib.suppress(wire.MalformedError):
             call()
+    # Any number of units may be found, so a wrong number of flags may be an error, too.
+    with contextlib.suppress(ValueError):
+        wire.keep(payload, schema, [True, False, True])
 
 
 # For processors.
