@@ -34,11 +34,14 @@ SIGNALS_OF_SDK = (TRACES, METRICS, LOGS)
 
 async def arrived(sink: Sink, signal: SignalSchema, wanted: Counter[Item]) -> Counter[Item]:
     """What the sink has of a signal once it has as many units as are wanted."""
+
+    def units() -> int:
+        # A whole profiles request is one unit; what is compared are the profiles in it.
+        of_signal = [each for each in sink.received if each.signal is signal]
+        return sum(each.items if signal.whole else each.units for each in of_signal)
+
     await sink.wait_for(
-        lambda: (
-            sum(each.units for each in sink.received if each.signal is signal) >= wanted.total()
-        ),
-        what=f"{wanted.total()} units of {signal.name}",
+        lambda: units() >= wanted.total(), what=f"{wanted.total()} units of {signal.name}"
     )
     return items_of(signal, *sink.payloads(signal.name))
 
