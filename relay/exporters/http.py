@@ -764,9 +764,9 @@ def _worst(failures: list[Retryable]) -> Retryable:
 
 def _garbage(error: Exception) -> bool:
     """Whether bytes came back that are no HTTP answer."""
-    return isinstance(
-        error, (aiohttp.http.HttpProcessingError, aiohttp.ClientResponseError)
-    ) or isinstance(error.__cause__, aiohttp.http.HttpProcessingError)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return False  # an answer began, and broke off
+    return isinstance(error, aiohttp.http.HttpProcessingError | aiohttp.ClientResponseError)
 
 
 def _reason(error: Exception) -> str:
