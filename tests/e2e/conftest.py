@@ -28,7 +28,7 @@ async def start_relay(sink: Sink) -> AsyncIterator[StartRelay]:
     """
     async with AsyncExitStack() as stack:
 
-        async def start(collector: str = "", **settings: str) -> RelayProcess:
+        async def start(collector: str = "", **settings: str | None) -> RelayProcess:
             target = collector or f"http://{sink.grpc_endpoint}"
             return await stack.enter_async_context(RelayProcess(target, settings))
 

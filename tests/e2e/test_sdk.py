@@ -178,6 +178,7 @@ async def test_every_numbered_span_arrives_once_in_full_batches(
         "19 batches are exported",
     )
     assert scrape.value("queue_items", signal="traces") == 10_000 - 19 * BATCH
+    (await relay.metrics(openmetrics=True)).identity()
     assert await relay.stop() == 0
     found = Counter(numbers(*sink.payloads("traces")))
     missing, twice = set(range(10_000)) - set(found), [n for n, times in found.items() if times > 1]
