@@ -445,15 +445,16 @@ class HttpExporter:
         deadline = asyncio.get_running_loop().time() + self._config.connect_timeout
         if (failure := await self._find_addresses(deadline)) is not None:
             return failure
-        untried = deque(self._rotation.order(self._clock()))
-        mine: list[asyncio.Task[Retryable | None]] = []
+        order = self._rotation.order(self._clock())
+        untried = deque(address for address in order if address not in self._openers)
+        openers = list(self._openers.values())  # of earlier callers, whom another address served
         while True:
             if untried:
-                mine.append(self._open(untried.popleft(), deadline))
+                openers.append(self._open(untried.popleft(), deadline))
             # With another address at hand, one that is slow to answer is not waited for: it goes
             # on connecting, and is used when that succeeds.
             fallback = bool(untried or self._idle)
-            pending = [task for task in mine if not task.done()]
+            pending = [task for task in openers if not task.done()]
             if pending:
                 await asyncio.wait(
                     pending,
@@ -461,18 +462,16 @@ class HttpExporter:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
             self._retire(self._clock())
-            if self._idle or any(task.done() and task.result() is None for task in mine):
+            if self._idle or any(task.done() and task.result() is None for task in openers):
                 return None
-            if not untried and all(task.done() for task in mine):
-                return _worst([failure for task in mine if (failure := task.result())])
+            if not untried and all(task.done() for task in openers):
+                return _worst([failure for task in openers if (failure := task.result())])
 
     def _open(self, address: Address, deadline: float) -> asyncio.Task[Retryable | None]:
-        """Begin to connect to an address, unless that is under way."""
-        opener = self._openers.get(address)
-        if opener is None:
-            # Kept until it is done; it ends at the deadline, and close() cancels it.
-            opener = asyncio.create_task(self._opened(address, deadline))  # noqa: TID251
-            self._openers[address] = opener
+        """Begin to connect to an address."""
+        # Kept until it is done; it ends at the deadline, and close() cancels it.
+        opener = asyncio.create_task(self._opened(address, deadline))  # noqa: TID251
+        self._openers[address] = opener
         return opener
 
     async def _opened(self, address: Address, deadline: float) -> Retryable | None:

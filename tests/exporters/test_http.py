@@ -1140,6 +1140,26 @@ async def test_an_address_that_hangs_does_not_hold_up_the_other(
             each.close()
 
 
+async def test_every_address_that_stands_is_used_beside_one_that_hangs(
+    names: dict[str, list[str]],
+) -> None:
+    names["three.test"] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    stuck, fillers = stuck_listener()
+    port = stuck.getsockname()[1]
+    try:
+        async with (
+            collector(host="127.0.0.2", port=port) as two,
+            collector(host="127.0.0.3", port=port) as three,
+            exporter(f"http://three.test:{port}/") as sender,
+        ):
+            for _ in range(8):
+                assert await send(sender) == Accepted("200")
+            assert len(two.requests) == len(three.requests) == 4
+    finally:
+        for each in (stuck, *fillers):
+            each.close()
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 async def test_two_families_behind_one_name(names: dict[str, list[str]]) -> None:
     names["two.test"] = ["::1", "127.0.0.1"]
