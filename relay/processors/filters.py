@@ -33,10 +33,9 @@ from relay.processors.remembered import (
     MOST,
     TRACE,
     Remembered,
+    Window,
     names,
-    overlong_parents,
     parents,
-    positions,
 )
 from relay.processors.search import Needles, Search
 from relay.processors.spans import (
@@ -65,6 +64,8 @@ _EXCLUDED, _NOT_INCLUDED, _EVENT, _SUBTREE, _SAMPLED_OUT = range(1, 6)
 _ROUNDS: Final = 8
 """Generations of descendants that are looked up in the bytes; for deeper trees, and where the
 bytes hold far more candidates than spans, all spans are read instead."""
+_MANY_PARENTS: Final = 1024
+"""So many more candidates for a parent id than four a span are too many."""
 _FEW: Final = 2
 """Up to this many ids, looking for each is cheaper than listing all parent ids."""
 _NO_ID: Final = bytes(8)
@@ -95,7 +96,7 @@ class _Request:
         self.where: Layout = layout(payload, units)
         self.units = len(self.where.starts)
         self._facts: dict[int, SpanFacts | None] = {}
-        self._windows: list[tuple[int, int, list[bytes]]] | None = None
+        self._windows: list[Window] | None = None
         self._children: dict[bytes, list[int]] | None = None
         self._rounds = 0
 
@@ -138,10 +139,10 @@ class _Request:
                         yield number, facts
             return
         ids = {key[TRACE:] for key in keys}
-        for start, stop, found in windows:
-            if ids.isdisjoint(found):
+        for window in windows:
+            if ids.isdisjoint(window.ids):
                 continue
-            for at, _ in positions(self.payload, start, stop, ids):
+            for at in window.positions(self.payload, ids):
                 number = self.where.at(at)
                 facts = self.facts(number) if number >= 0 else None
                 if facts is not None and _key(facts.trace_id, facts.parent_id) in keys:
@@ -152,19 +153,19 @@ class _Request:
         windows = self._list()
         if windows is None:
             return {key[TRACE:] for key in self._read_all()} & ids
-        return {each for _, _, found in windows for each in found if each in ids}
+        return {each for window in windows for each in window.ids if each in ids}
 
-    def _list(self) -> list[tuple[int, int, list[bytes]]] | None:
+    def _list(self) -> list[Window] | None:
         """What may be parent ids; None when reading all spans is the better way."""
         if self._windows is None and self._children is None:
             windows = []
-            room = 4 * self.units + 1024
+            room = 4 * self.units + _MANY_PARENTS
             for window in parents(self.payload):
                 windows.append(window)
-                room -= len(window[2])
+                room -= len(window.ids)
                 if room < 0:
                     break
-            if room < 0 or overlong_parents(self.payload):
+            if room < 0:
                 self._read_all()
             else:
                 self._windows = windows
@@ -286,7 +287,8 @@ class SpanFilter:
         if self._inclusions:
             reason = _NOT_INCLUDED
             if included and (rejected or self._remembered.ids):
-                below = request.below({_key(f.trace_id, f.span_id) for _, f in included}, stay)
+                above = {_key(f.trace_id, f.span_id) for _, f in included} - {b""}
+                below = request.below(above, stay)
                 stay = below.keys() | {number for number, _ in included}
             else:
                 stay = {number for number, _ in included}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, KeysView
 from collections.abc import Set as AbstractSet
-from typing import Final
+from typing import Final, NamedTuple
 
 from relay.processors.search import SMALL, Search, compiled, literal
 
@@ -23,9 +23,7 @@ __all__ = [
     "TRACE",
     "Remembered",
     "names",
-    "overlong_parents",
     "parents",
-    "positions",
 ]
 
 SECONDS: Final = 60.0
@@ -48,51 +46,58 @@ _WORTH: Final = 24_000
 """Bytes listed per id that pay for compiling (5 to 12 us an id, 0.5 ns a byte)."""
 
 # parent_span_id: field 4, length-delimited, of eight bytes. Looking ahead, so that one occurrence
-# cannot hide the next. The length may be written overlong; for the tag see overlong_parents.
-_HEAD: Final = rb"\x22(?:\x08|\x88\x80*\x00)"
-_PARENT: Final = re.compile(_HEAD + rb"(?=(.{8}))", re.DOTALL)
+# cannot hide the next. Tag and length may be written overlong, which nobody does: such a tag is
+# looked for in a search of its own, as the usual one begins with a byte that is rare.
+_LENGTH: Final = rb"(?:\x08|\x88\x80{0,3}\x00)"
+_HEAD: Final = rb"\x22" + _LENGTH
+_OVERLONG_HEAD: Final = rb"\xa2\x80{0,3}\x00" + _LENGTH
+_ID: Final = rb"(?=(.{8}))"
+_PARENT: Final = re.compile(_HEAD + _ID, re.DOTALL)
+_OVERLONG: Final = re.compile(_OVERLONG_HEAD + _ID, re.DOTALL)
+_overlong_in_large: Final = compiled(_OVERLONG_HEAD)
 _WINDOW: Final = 16 * 1024
-_BEHIND: Final = 16
-"""More bytes than tag, length and id can take behind the first."""
-
-_OVERLONG: Final = rb"\xa2\x80{0,3}\x00"
-_overlong_small: Final = re.compile(_OVERLONG).search
-_overlong_large: Final = compiled(_OVERLONG)
+_BEHIND: Final = 18
+"""As many bytes as tag, length and id can take behind the first."""
 
 
-def overlong_parents(payload: bytes) -> bool:
-    """Whether a parent span id's tag may be written overlong somewhere; nobody does that."""
-    search = _overlong_small if len(payload) < SMALL else _overlong_large
-    return search(payload, 0) is not None
+class Window(NamedTuple):
+    """A part of a payload, and the ids that begin in it and may be parent span ids."""
+
+    form: re.Pattern[bytes]
+    start: int
+    stop: int
+    ids: list[bytes]
+
+    def positions(self, payload: bytes, ids: AbstractSet[bytes]) -> list[int]:
+        """Where one of ``ids`` may be a parent span id."""
+        found = self.form.finditer(payload, self.start, self.stop)
+        return [match.start() for match in found if match[1] in ids]
 
 
-def parents(payload: bytes) -> Iterator[tuple[int, int, list[bytes]]]:
-    """What may be parent span ids, window by window: (from, to, the ids that begin there).
+def parents(payload: bytes) -> Iterator[Window]:
+    """What may be parent span ids; all of eight bytes are among them.
 
-    All of eight bytes whose tag is one byte are among them; those in the :data:`_BEHIND` bytes
-    that two windows share may come twice.
+    Those that stand where two windows overlap come twice.
     """
     size = len(payload)
-    findall = _PARENT.findall
-    for start in range(0, size, _WINDOW):
-        stop = min(start + _WINDOW + _BEHIND, size)
-        found = findall(payload, start, stop)
-        if found:
-            yield start, stop, found
+    forms = (_PARENT, _OVERLONG) if _overlong(payload) else (_PARENT,)
+    for form in forms:
+        for start in range(0, size, _WINDOW):
+            stop = min(start + _WINDOW + _BEHIND, size)
+            found = form.findall(payload, start, stop)
+            if found:
+                yield Window(form, start, stop, found)
+
+
+def _overlong(payload: bytes) -> bool:
+    """Whether an overlong tag of a parent span id may stand in the payload."""
+    search = _OVERLONG.search if len(payload) < SMALL else _overlong_in_large
+    return search(payload, 0) is not None
 
 
 def names(payload: bytes, ids: AbstractSet[bytes]) -> bool:
     """Whether a span in the payload may have one of ``ids`` as parent. Never wrongly no."""
-    return overlong_parents(payload) or not all(
-        ids.isdisjoint(found) for _, _, found in parents(payload)
-    )
-
-
-def positions(
-    payload: bytes, start: int, stop: int, ids: AbstractSet[bytes]
-) -> list[tuple[int, bytes]]:
-    """Where in such a window which of ``ids`` may be a parent span id."""
-    return [(m.start(), m[1]) for m in _PARENT.finditer(payload, start, stop) if m[1] in ids]
+    return not all(ids.isdisjoint(window.ids) for window in parents(payload))
 
 
 class Remembered:
@@ -168,5 +173,7 @@ class Remembered:
                 ids = b"|".join(map(literal, self._keys))
                 self._search = compiled(_HEAD + b"(?:" + ids + b")")
         if size > _SMALL and self._search is not None:
-            return self._search(payload, 0) is not None or overlong_parents(payload)
+            return self._search(payload, 0) is not None or (
+                _overlong(payload) and names(payload, self._keys.keys())
+            )
         return names(payload, self._keys.keys())

@@ -172,7 +172,7 @@ def _read_usual(  # noqa: C901, PLR0912, PLR0915 - one loop, inline: it runs for
                 pos += 1
             if buf[pos] == _KEY and buf[pos + 1] in _KEY_SIZES:
                 key = buf[pos + 2 : pos + 2 + buf[pos + 1]]
-                if key in _KEYS and key not in found:
+                if key in _KEYS:
                     found[key] = buf[pos : pos + size]
             pos += size
         elif tag & 7 == I64 and 8 <= tag < 0x80:
@@ -200,8 +200,8 @@ def _read_usual(  # noqa: C901, PLR0912, PLR0915 - one loop, inline: it runs for
         elif tag == _KIND:
             kind = size
             pos += 2
-        elif tag & 7 == I32 and tag > 0x7F and size:
-            # A tag of two bytes that is not overlong, the span's flags for one.
+        elif tag & 7 == I32 and tag > 0x7F:
+            # A tag of two bytes: the span's flags.
             pos += 6
         else:
             return None
