@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib
 import json
 import struct
 import time
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -23,25 +21,16 @@ from proto_stubs.json_fields import MESSAGES
 from relay import otlp_json
 from relay.otlp import SIGNALS
 from relay.otlp_json import InvalidJsonError, JsonTooLargeError
+from tests.strategies import request_class, requests, response_class
 
 MIB = 1024 * 1024
 ID_FIELDS = ("traceId", "spanId", "parentSpanId", "profileId")
 
 
-def message_class(full_name: str) -> type[Message]:
-    package, _, name = full_name.rpartition(".")
-    signal = package.removeprefix("opentelemetry.proto.collector.")
-    module = f"{package}.{signal.split('.', maxsplit=1)[0]}_service_pb2"
-    found: type[Message] = getattr(importlib.import_module(module), name)
-    return found
-
-
 def convert(document: object, schema: SignalSchema = TRACES, *, limit: int = 64 * MIB) -> Message:
     """A document through the converter, parsed by the real class."""
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return message_class(schema.request).FromString(
-        otlp_json.to_protobuf(body, schema, limit=limit)
-    )
+    return request_class(schema).FromString(otlp_json.to_protobuf(body, schema, limit=limit))
 
 
 def first_span(**fields: object) -> Any:
@@ -54,49 +43,6 @@ def first_value(value: object) -> Any:
 
 
 # --- random messages of every signal, as protobuf's own JSON writer gives them ----------------
-
-SCALARS: dict[int, st.SearchStrategy[Any]] = {
-    FieldDescriptor.TYPE_INT32: st.integers(-(2**31), 2**31 - 1),
-    FieldDescriptor.TYPE_SINT32: st.integers(-(2**31), 2**31 - 1),
-    FieldDescriptor.TYPE_UINT32: st.integers(0, 2**32 - 1),
-    FieldDescriptor.TYPE_FIXED32: st.integers(0, 2**32 - 1),
-    FieldDescriptor.TYPE_INT64: st.integers(-(2**63), 2**63 - 1),
-    FieldDescriptor.TYPE_SFIXED64: st.integers(-(2**63), 2**63 - 1),
-    FieldDescriptor.TYPE_UINT64: st.integers(0, 2**64 - 1),
-    FieldDescriptor.TYPE_FIXED64: st.integers(0, 2**64 - 1),
-    FieldDescriptor.TYPE_DOUBLE: st.floats(),
-    FieldDescriptor.TYPE_BOOL: st.booleans(),
-    FieldDescriptor.TYPE_STRING: st.text(max_size=12),
-    FieldDescriptor.TYPE_BYTES: st.binary(max_size=20),
-    FieldDescriptor.TYPE_ENUM: st.integers(0, 30),
-}
-
-
-def fill(draw: st.DrawFn, message: Any, depth: int) -> None:
-    for field in message.DESCRIPTOR.fields:
-        if field.message_type is not None:
-            if depth <= 0 and not field.is_repeated:
-                continue
-            for _ in range(draw(st.integers(0, 2 if field.is_repeated else 1))):
-                inside = getattr(message, field.name)
-                if field.is_repeated:
-                    fill(draw, inside.add(), depth - 1)
-                else:
-                    inside.SetInParent()
-                    fill(draw, inside, depth - 1)
-        elif draw(st.booleans()):
-            values = SCALARS[field.type]
-            if field.is_repeated:
-                getattr(message, field.name).extend(draw(st.lists(values, max_size=3)))
-            else:
-                setattr(message, field.name, draw(values))
-
-
-@st.composite
-def requests(draw: st.DrawFn, schema: SignalSchema) -> Message:
-    message = message_class(schema.request)()
-    fill(draw, message, draw(st.integers(0, 8)))
-    return message
 
 
 def as_otlp(value: Any, *, upper: bool, keep_profile_id: bool) -> Any:
@@ -152,7 +98,7 @@ def test_random_requests_come_out_as_the_message_classes_have_them(
     ).encode()
     converted = otlp_json.to_protobuf(body, schema, limit=64 * MIB)
     # Bytes, not messages: NaN is not equal to itself.
-    assert message_class(schema.request).FromString(converted).SerializeToString(
+    assert request_class(schema).FromString(converted).SerializeToString(
         deterministic=True
     ) == message.SerializeToString(deterministic=True)
 
@@ -795,7 +741,7 @@ def test_any_json_is_a_request_or_a_clear_error(document: object) -> None:
 
 @pytest.mark.parametrize("schema", SIGNALS, ids=lambda schema: schema.name)
 def test_answers_parse_as_the_real_response(schema: SignalSchema) -> None:
-    answer = message_class(schema.response)
+    answer = response_class(schema)
     assert otlp_json.response(schema) == b"{}"
     for rejected, message in ((0, "note"), (3, "why \u00e9"), (2**40, "")):
         parsed: Any = json_format.Parse(otlp_json.response(schema, rejected, message), answer())
