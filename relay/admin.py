@@ -19,6 +19,10 @@ from relay.receivers.sockets import UnixSocketFile, address, tcp_sockets, unix_s
 
 __all__ = ["Admin"]
 
+STOP_GRACE = 0.2
+"""Seconds that an answer under way has once the listener closes; a client may have stopped reading.
+"""
+
 _Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
@@ -60,7 +64,9 @@ class Admin:
         app = web.Application()
         for path, handler in self._routes().items():
             app.router.add_get(path, handler)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE
+        )
         await self._runner.setup()
         for sock in sockets:
             await web.SockSite(self._runner, sock).start()

@@ -90,6 +90,9 @@ class Daemon:
             OSError: an address cannot be had; what was opened is closed again.
         """
         self._stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, number)
         try:
             await self._open()
             await self._stop.wait()
@@ -157,9 +160,6 @@ class Daemon:
             self._listening["admin"] = await self._admin.start()
         for name, receiver in self._receivers.items():
             self._listening[name] = await receiver.start()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop, number)
         self._ready = True
         fields: dict[str, object] = {
             name: addresses[0] for name, addresses in self._listening.items()

@@ -59,10 +59,17 @@ def _time(created: float, milliseconds: float) -> str:
     return f"{moment}.{int(milliseconds):03d}Z"
 
 
+def _one_line(message: str) -> str:
+    """What a collector says is no line of ours: control characters are shown, not written."""
+    if message.isprintable():
+        return message
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+
+
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = _time(record.created, record.msecs)
-        text = f"{moment} {record.levelname.lower():7} {record.getMessage()}"
+        text = f"{moment} {record.levelname.lower():7} {_one_line(record.getMessage())}"
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
         return text

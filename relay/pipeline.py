@@ -70,6 +70,7 @@ class Pipeline:
         self._clock = clock
         self._tasks = Tasks()
         self._connecting = False
+        self._away: set[Batch] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._drained: asyncio.Event | None = None
@@ -119,11 +120,15 @@ class Pipeline:
         now = self._clock()
         delivery = self.delivery
         ledger = delivery.ledger
-        ledger.received[transport] += items
-        ledger.received_bytes[transport] += len(payload)
+        size, entered = len(payload), items
+        result = None
         if self._processor is not None:
+            # Before anything is counted: should it raise, the request was not taken.
             result = self._processor.process(payload, units, items, now)
             payload, units, items = result.payload, result.units, result.items
+        ledger.received[transport] += entered
+        ledger.received_bytes[transport] += size
+        if self._processor is not None and result is not None:
             if result.removed:
                 ledger.filtered.update(result.removed)
             if result.learned:
@@ -141,15 +146,21 @@ class Pipeline:
     def _revise(self, processor: Processor, now: float) -> None:
         """Let the processor take back from the ring what it has just learned to be unwanted."""
         removed: Counter[str] = Counter()
+        learned = True
 
         def rewrite(payload: bytes, units: int, items: int) -> wire.Slice | None:
+            nonlocal learned
             result = processor.prune(payload, units, items, now)
+            learned = learned or result.learned
             if not result.removed:
                 return None
             removed.update(result.removed)
             return wire.Slice(result.payload, result.units, result.items)
 
-        self.delivery.ring.revise(rewrite)
+        while learned:
+            # What was found in one payload may have descendants in those looked at before.
+            learned = False
+            self.delivery.ring.revise(rewrite)
         self.delivery.ledger.filtered.update(removed)
 
     # -- out --------------------------------------------------------------------------------
@@ -170,6 +181,7 @@ class Pipeline:
             taken = delivery.next(now)
             if taken is not None:
                 self.batch_items.observe(taken.items)
+                self._away.add(taken)
                 self._tasks.spawn(self._export(taken))
             elif delivery.wake_at(now) == at:
                 break  # Only suspects are left, and none may go now: an answer calls again.
@@ -197,6 +209,9 @@ class Pipeline:
     async def _connect(self) -> None:
         try:
             failure = await self._exporter.connect()
+        except Exception as error:  # noqa: BLE001 - logged, counted, retried
+            _log.exception("connecting for %s failed unexpectedly", self.schema.name)
+            failure = Retryable("CONNECT_FAILED", repr(error))
         finally:
             self._connecting = False
         if failure is not None:
@@ -207,14 +222,12 @@ class Pipeline:
         started = time.perf_counter()
         try:
             outcome: Outcome = await self._exporter.export(taken.payload)
-        except asyncio.CancelledError:
-            self.delivery.give_back(taken)
-            raise
         except Exception as error:  # noqa: BLE001 - logged, counted, retried
             # A defect of ours. It must not cost items, nor end this signal's exports unseen.
             _log.exception("export of %s failed unexpectedly", self.schema.name)
             outcome = Retryable("INTERNAL", repr(error))
         self.export_seconds.observe(time.perf_counter() - started)
+        self._away.discard(taken)
         self.delivery.settle(taken, outcome, self._clock())
         if self.delivery.ledger.up:
             self.last_success = time.time()  # noqa: TID251 - a timestamp
@@ -234,7 +247,8 @@ class Pipeline:
         Receivers have to be stopped before.
         """
         self.delivery.draining = True
-        self._drained = asyncio.Event()
+        if self._drained is None:
+            self._drained = asyncio.Event()
         self._pump()
         if not self._is_drained():
             try:
@@ -245,6 +259,9 @@ class Pipeline:
         self._closed = True
         self._wake(None)
         await self._tasks.cancel()
+        # Not by the exports themselves: one that is cancelled before its first step never runs.
+        while self._away:
+            self.delivery.give_back(self._away.pop())
         return self.delivery.abandon()
 
 

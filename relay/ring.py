@@ -185,13 +185,13 @@ class Ring(Generic[C]):
         return items
 
     def revise(self, rewrite: Callable[[bytes, int, int], wire.Slice | None]) -> None:
-        """Pass each waiting payload, units and items through ``rewrite``.
+        """Pass each waiting payload, units and items through ``rewrite``, the newest first.
 
         It returns what the payload is to be replaced with, or None to leave it as it is. Arrival
         numbers stay: the chunk keeps its place.
         """
         gone = False
-        for chunk in self._chunks:
+        for chunk in reversed(self._chunks):
             if chunk.skip:
                 self._compact(chunk)
             new = rewrite(chunk.payload, chunk.units, chunk.items)

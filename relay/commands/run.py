@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 from relay import logs
@@ -35,10 +36,13 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         for fault in loaded.faults:
             _log.error("%s", fault)
         return 2
-    return _serve(config, loaded)
+    return _serve(config, loaded, environ)
 
 
-def _serve(config: Config, loaded: Loaded) -> int:
+def _serve(config: Config, loaded: Loaded, environ: Mapping[str, str]) -> int:
+    if "GRPC_VERBOSITY" not in environ and config.log_level != "debug":
+        # Its core writes lines of its own format to standard error, about every lost connection.
+        os.putenv("GRPC_VERBOSITY", "NONE")
     from relay.daemon import Daemon  # noqa: PLC0415 - faults of settings are told sooner without
     from relay.tls import TlsError  # noqa: PLC0415
 

@@ -12,7 +12,7 @@ arguments) and "Connectivity Semantics and API".
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import ipaddress
 import time
 from collections.abc import Callable
 
@@ -23,12 +23,12 @@ from proto_stubs import SignalSchema
 from relay import __version__, tls
 from relay.exporters import ExporterConfig
 from relay.files import Rotating
-from relay.headers import HeaderSource
+from relay.headers import Headers, HeaderSource
 from relay.otlp import Accepted, Fault, Outcome, Permanent, Retryable
 from relay.response import partial_success
 from relay.status import retry_delay
 
-__all__ = ["GrpcChannel", "GrpcExporter", "outcome_of"]
+__all__ = ["GrpcChannel", "GrpcExporter", "connection_lost", "outcome_of"]
 
 CONNECT_TIMEOUT = "CONNECT_TIMEOUT"
 CONNECT_FAILED = "CONNECT_FAILED"
@@ -56,7 +56,32 @@ _COMPRESSION = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression
 _DETAILS = "grpc-status-details-bin"
 
 _MAX_RESPONSE = 4 * 1024 * 1024
+_RESPONSE_TOO_LARGE = "CLIENT: Received message larger than max"
+
 _CLOSE_GRACE = 1.0
+_UNLIMITED_GRACE = 60.0
+
+_LOST = (
+    "Stream removed",
+    "Socket closed",
+    "Connection reset",
+    "Broken pipe",
+    "recvmsg:",
+    "sendmsg:",
+    "GOAWAY",
+    "RST_STREAM",
+    "Cancelling all calls",
+    "Server shutdown",
+    "connections to all backends failing",
+    "failed to connect to all addresses",
+)
+"""What the library says when it makes up an UNAVAILABLE because the connection was lost. Nothing
+else of a failed call tells it from a collector's own answer (observed with grpcio 1.85)."""
+
+
+def connection_lost(message: str) -> bool:
+    """Whether the text of an UNAVAILABLE is the library's, for a connection that went away."""
+    return any(text in message for text in _LOST)
 
 
 def outcome_of(
@@ -89,8 +114,9 @@ class GrpcChannel:
         self._generation = 0
         self._channel: grpc.aio.Channel | None = None
         self._connecting: asyncio.Task[Retryable | None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self._closed = False
+        self._one_address = _is_one_address(config.endpoint)
 
     @property
     def current(self) -> grpc.aio.Channel | None:
@@ -108,6 +134,10 @@ class GrpcChannel:
                 return False
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
+    def others_stand(self) -> bool:
+        """Whether, after a connection was lost, another address of the collector is connected."""
+        return not self._one_address and self.ready()
+
     async def connect(self) -> Retryable | None:
         """Establish a connection; callers at the same time share one attempt."""
         if self._closed:
@@ -123,25 +153,25 @@ class GrpcChannel:
         if channel is None or channel is not self._channel:
             return
         self._channel = None
-        limit = self._config.timeout
-        closing = asyncio.get_running_loop().create_task(channel.close(limit))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        grace = _UNLIMITED_GRACE if self._config.timeout is None else self._config.timeout
+        closing = asyncio.get_running_loop().create_task(channel.close(grace))
+        self._closing[closing] = channel
+        closing.add_done_callback(self._closing.pop)
 
     async def close(self) -> None:
         """Close the connection. Idempotent."""
         self._closed = True
+        left = list(self._closing.values())
         tasks: list[asyncio.Task[None] | asyncio.Task[Retryable | None]] = [*self._closing]
         if self._connecting is not None:
             tasks.append(self._connecting)
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        if self._channel is not None:
-            await self._channel.close(_CLOSE_GRACE)
-            self._channel = None
+        await asyncio.gather(*tasks, return_exceptions=True)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            left.append(channel)
+        await asyncio.gather(*(each.close(_CLOSE_GRACE) for each in left))
 
     def _connected(self, task: asyncio.Task[Retryable | None]) -> None:
         self._connecting = None
@@ -149,6 +179,9 @@ class GrpcChannel:
             task.exception()  # Retrieved; the shielded callers raise it.
 
     async def _connect(self) -> Retryable | None:
+        if self._channel is not None and _has_failed(self._channel.get_state()):
+            # It tells of a failure that may be long past, and waits for its own back-off to end.
+            self.replace(self._channel)
         channel = self._channel
         if channel is None:
             channel = self._channel = self._new_channel()
@@ -198,14 +231,30 @@ class GrpcChannel:
         )
 
 
+def _is_one_address(endpoint: str) -> bool:
+    """Whether a target can have one address only, as names may not."""
+    if endpoint.startswith("unix:"):
+        return True
+    host = endpoint.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _has_failed(state: grpc.ChannelConnectivity) -> bool:
+    return state in {
+        grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+        grpc.ChannelConnectivity.SHUTDOWN,
+    }
+
+
 async def _until_ready(channel: grpc.aio.Channel) -> bool:
     """Wait for an end of connecting; True when it failed."""
     state = channel.get_state(try_to_connect=True)
     while state is not grpc.ChannelConnectivity.READY:
-        if state in {
-            grpc.ChannelConnectivity.TRANSIENT_FAILURE,
-            grpc.ChannelConnectivity.SHUTDOWN,
-        }:
+        if _has_failed(state):
             return True
         await channel.wait_for_state_change(state)
         state = channel.get_state(try_to_connect=True)
@@ -214,14 +263,28 @@ async def _until_ready(channel: grpc.aio.Channel) -> bool:
 
 async def _why_not(channel: grpc.aio.Channel) -> str:
     """What the library says of a failed connection: only a call is told, and fails at once."""
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
     try:
-        await channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=0.2)
+        call = channel.unary_unary("/grpc.health.v1.Health/Check")
+        await call(b"", timeout=0.2)
     except grpc.aio.AioRpcError as error:
         details = error.details() or error.code().name
         return details.removeprefix("failed to connect to all addresses; last error: ")
-    except (grpc.RpcError, ValueError):
-        pass
+    except grpc.aio.UsageError:
+        pass  # Closed meanwhile.
+    except asyncio.CancelledError:
+        if _is_cancelled():
+            raise
     return "connection failed"
+
+
+def _is_cancelled() -> bool:
+    """Whether the current task was cancelled.
+
+    grpc raises CancelledError also in the caller of a call whose channel is closed.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class GrpcExporter:
@@ -243,7 +306,6 @@ class GrpcExporter:
         self._clock = clock
         self._call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] | None = None
         self._call_channel: grpc.aio.Channel | None = None
-        self._answered = 0
 
     def ready(self) -> bool:
         return self._connection.ready()
@@ -259,22 +321,15 @@ class GrpcExporter:
             self._call = channel.unary_unary(self._schema.method)
             self._call_channel = channel
         started = self._clock()
-        answered = self._answered
+        headers = self._headers.current(started)
         try:
-            response = await self._call(
-                payload,  # type: ignore[arg-type]  # bytes go as they are without a serializer
-                timeout=self._config.timeout,
-                metadata=self._headers.current(started),
-            )
+            response = await self._call(payload, timeout=self._config.timeout, metadata=headers)
         except grpc.aio.AioRpcError as error:
-            return self._failed(error, channel, started, answered)
+            return self._failed(error, channel, started, headers)
         except asyncio.CancelledError:
-            # grpc also raises it in the caller when the channel is closed under the call.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if _is_cancelled():
                 raise
             return Retryable("CANCELLED", "the connection was closed under the request")
-        self._answered += 1
         rejected, message = partial_success(response, self._schema)
         return Accepted("OK", rejected, message)
 
@@ -282,15 +337,15 @@ class GrpcExporter:
         await self._connection.close()
 
     def _failed(
-        self,
-        error: grpc.aio.AioRpcError,
-        channel: grpc.aio.Channel,
-        started: float,
-        answered: int,
+        self, error: grpc.aio.AioRpcError, channel: grpc.aio.Channel, started: float, sent: Headers
     ) -> Outcome:
         code = error.code()
+        message = error.details() or ""
         now = self._clock()
         limit = self._config.timeout
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _RESPONSE_TOO_LARGE in message:
+            # A message is the answer of a success; to send the request again would double it.
+            return Accepted("OK", 0, f"the answer is not read: it is over {_MAX_RESPONSE} bytes")
         timed_out = (
             code is grpc.StatusCode.DEADLINE_EXCEEDED
             and limit is not None
@@ -300,17 +355,19 @@ class GrpcExporter:
         for key, value in error.trailing_metadata() or ():
             if key == _DETAILS and isinstance(value, bytes):
                 details = value
-        outcome = outcome_of(code, error.details() or "", details, timed_out=timed_out)
+        outcome = outcome_of(code, message, details, timed_out=timed_out)
         if timed_out:
-            if self._answered == answered:
-                # Nothing came back since: the connection may be a dead one that nobody closed.
-                self._connection.replace(channel)
+            # The connection may be a dead one that nobody closed. Others may have been answered
+            # meanwhile over the connection to another address: that tells nothing of this one.
+            self._connection.replace(channel)
         elif code is grpc.StatusCode.UNAUTHENTICATED:
-            if self._headers.refused(now):
+            if self._headers.current(now) != sent or self._headers.refused(now):
                 # The token changed meanwhile: once more with the new one.
-                return Retryable(code.name, error.details() or "", 0.1)
-        elif code is grpc.StatusCode.UNAVAILABLE and isinstance(outcome, Retryable):
-            answered_by_peer = "received from peer" in (error.debug_error_string() or "")
-            if not answered_by_peer and self._connection.ready():
-                return Retryable(outcome.code, outcome.message, outcome.delay, rerouted=True)
+                return Retryable(code.name, message, 0.1)
+        elif (
+            code is grpc.StatusCode.UNAVAILABLE
+            and connection_lost(message)
+            and self._connection.others_stand()
+        ):
+            return Retryable(code.name, message, rerouted=True)
         return outcome

@@ -167,9 +167,10 @@ class GrpcReceiver:
         self, request: bytes, _: grpc.aio.ServicerContext[bytes, bytes]
     ) -> AsyncIterator[bytes]:
         service = _service(request)
-        yield self._status(service) or _SERVICE_UNKNOWN
+        told = self._status(service)
+        yield told or _SERVICE_UNKNOWN
         # The one change there ever is: from serving to not serving.
-        if self._serving and self._status(service) is not None:
+        if told == _SERVING:
             await self._changed.wait()
             yield _NOT_SERVING
         # The stream stays open until the client or the server ends it.
