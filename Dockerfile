@@ -26,21 +26,23 @@ COPY proto_stubs proto_stubs
 RUN command -v strip >/dev/null || \
     { apt-get -q update && apt-get -q install -y --no-install-recommends binutils; } >/dev/null || \
     echo "no strip here and no package of it: the image gets larger by some 5 MB"
-# What only compilers and type checkers read goes. Bytecode is made here, since a read-only root can
-# keep none; unchecked, since the sources beside it never change, and so that equal sources give
-# equal files. Times are those of SOURCE_DATE_EPOCH for the same reason.
+# What only compilers and type checkers read goes. Bytecode is made here, that of the standard
+# library too (deploy/image/precompile.py says why). Times are those of SOURCE_DATE_EPOCH, so that
+# equal sources give equal files.
+COPY deploy/image/precompile.py ./
 ARG SOURCE_DATE_EPOCH=0
 RUN tools/bin/python -m hatchling build --target wheel --directory dist && \
     tools/bin/python -m pip --python /opt/otlp-relay/bin/python install --no-compile --no-deps \
         --no-index dist/*.whl && \
     cd /opt/otlp-relay && \
-    find lib -type d \( -name tests -o -name test -o -name _test \) -prune -exec rm -rf {} + && \
+    find lib -type d \( -name tests -o -name test -o -name _test -o -name __pycache__ \) -prune -exec rm -rf {} + && \
     find lib -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' \
         -o -name '*.c' -o -name '*.cc' -o -name '*.h' -o -name 'direct_url.json' \) -delete && \
     if command -v strip >/dev/null; then \
         find lib -type f -name '*.so*' -exec strip --strip-unneeded {} +; fi && \
     rm -rf include bin/idna bin/activate* bin/Activate.ps1 && \
-    bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash lib && \
+    PYTHONPYCACHEPREFIX=/opt/otlp-relay/bytecode PYTHONDONTWRITEBYTECODE=1 \
+        bin/python /build/precompile.py && \
     find . -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
 FROM ${BASE}
@@ -56,6 +58,7 @@ COPY --from=build /opt/otlp-relay /opt/otlp-relay
 # on localhost, which the containers of a pod share (docs/decisions/0004): a relay takes telemetry
 # from anyone who reaches it. To publish them: -e RELAY_GRPC_LISTEN=0.0.0.0:4317 -p 4317:4317
 ENV PATH=/opt/otlp-relay/bin:$PATH \
+    PYTHONPYCACHEPREFIX=/opt/otlp-relay/bytecode \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     RELAY_ADMIN_LISTEN=0.0.0.0:8888
