@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import binascii
 import datetime as dt
+import functools
 import re
 import ssl
 import time
@@ -87,6 +88,15 @@ def client_context(tls: ClientTls) -> ssl.SSLContext:
     return context
 
 
+@functools.cache
+def _system_context() -> ssl.SSLContext:
+    """Build the context that trusts the system's roots, once for all who need no other.
+
+    Reading them takes tens of milliseconds and about a megabyte each time.
+    """
+    return client_context(ClientTls())
+
+
 def grpc_channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
     """Build what a gRPC channel needs; same rules as :func:`client_context`.
 
@@ -95,7 +105,8 @@ def grpc_channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
     """
     import grpc  # noqa: PLC0415 - heavy, and the HTTP side does without
 
-    client_context(tls)  # grpc says nothing about bad files before the first handshake
+    if faults := check_client(tls):  # grpc says nothing about them before the first handshake
+        raise TlsError("; ".join(faults))
     roots = _read(tls.ca_file, "CA") if tls.ca_file else system_roots()
     key = _read(tls.key_file, "key") if tls.key_file else None
     chain = _read(tls.cert_file, "certificate") if tls.cert_file else None
@@ -109,7 +120,9 @@ def rotating_client_context(tls: ClientTls, *, warn: Warn) -> Rotating[ssl.SSLCo
     Raises:
         TlsError: as there, for the first build.
     """
-    return Rotating(_client_files(tls), lambda: client_context(tls), warn=warn)
+    if not (files := _client_files(tls)):
+        return Rotating((), _system_context, warn=warn)
+    return Rotating(files, lambda: client_context(tls), warn=warn)
 
 
 def rotating_channel_credentials(

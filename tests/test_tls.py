@@ -334,6 +334,11 @@ with grpc.secure_channel(f"localhost:{grpc_port}", grpc_channel_credentials(Clie
     assert out.split() == [b"TLSv1.3", b"b'x'"]
 
 
+def test_the_systems_roots_are_read_once_for_all_exporters() -> None:
+    first = rotating_client_context(ClientTls(), warn=pytest.fail).current(0.0)
+    assert rotating_client_context(ClientTls(), warn=pytest.fail).current(5.0) is first
+
+
 def test_where_the_machine_has_roots_they_are_found() -> None:
     found = system_roots()
     if found is None:

@@ -424,6 +424,21 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
         assert "No such file" in failure.message
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+async def test_an_ipv6_address() -> None:
+    async with (
+        collector(host="::1") as peer,
+        exporter(f"http://[::1]:{peer.port}/v1/traces") as sender,
+    ):
+        assert await sender.export(b"x") == Accepted("200")
+        assert peer.requests[0].headers["host"] == f"[::1]:{peer.port}"
+        await peer.close()
+        await until(lambda: not sender.ready())
+        failure = await sender.connect()
+        assert failure is not None
+        assert failure.message.startswith(f"[::1]:{peer.port}: ")
+
+
 async def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
