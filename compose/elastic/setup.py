@@ -4,8 +4,8 @@
     python setup.py kibana           # data views
 
 Standard library only. Everything is put, not added, so that it may run any number of times. Waits
-until the server answers and, for Elasticsearch, until it has installed its own OpenTelemetry mappings,
-which the templates are made of.
+until the server answers and, for Elasticsearch, until it has installed its own OpenTelemetry
+mappings, which the templates are made of.
 
 Environment: ELASTICSEARCH_URL, KIBANA_URL, RETENTION (default 7d), REPLICAS (default 0),
 SETUP_TIMEOUT (seconds to wait, default 180); with security ELASTIC_PASSWORD_FILE,
@@ -79,7 +79,7 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         said = ""
         while True:
-            request = urllib.request.Request(  # noqa: S310: the scheme was checked above
+            request = urllib.request.Request(  # noqa: S310 - the scheme was checked above
                 self.url + path, data, self.headers, method=method
             )
             try:
