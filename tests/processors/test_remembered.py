@@ -1,0 +1,110 @@
+import random
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.processors.remembered import MOST, SECONDS, Remembered, names, parents
+
+
+def key(number: int, trace: int = 1) -> bytes:
+    return trace.to_bytes(16) + number.to_bytes(8)
+
+
+def child_of(number: int) -> bytes:
+    return b'\x12\x08abcdefgh"\x08' + number.to_bytes(8)
+
+
+def test_remembers_for_a_minute() -> None:
+    seen = Remembered()
+    seen.add([key(1)], 100)
+    assert seen.recent([key(1)[16:]], 100 + SECONDS) == {key(1)}
+    assert seen.recent([key(1)[16:]], 100.5 + SECONDS) == set()
+    assert seen.recent([key(2)[16:]], 100) == set()
+    assert len(seen) == 1
+    seen.expire(106 + SECONDS)
+    assert len(seen) == 0
+    assert not seen.ids
+    assert not seen.touches(child_of(1))
+
+
+def test_seen_again_is_remembered_from_then() -> None:
+    seen = Remembered()
+    seen.add([key(1), key(2)], 0)
+    seen.add([key(1)], 50)
+    seen.expire(70)
+    assert seen.recent([key(1)[16:], key(2)[16:]], 70) == {key(1)}
+    assert len(seen) == 1
+
+
+def test_traces_may_share_span_ids() -> None:
+    seen = Remembered()
+    seen.add([key(1, trace) for trace in range(5)], 0)
+    assert seen.recent([key(1)[16:]], 1) == {key(1, trace) for trace in range(5)}
+    assert len(seen.ids) == 1
+
+
+def test_never_holds_more_than_its_bound_and_forgets_the_oldest() -> None:
+    seen = Remembered(most=100)
+    for number in range(1000):
+        seen.add([key(number)], number / 1000)
+        assert len(seen) <= 100
+    assert len(seen) > 70
+    left = {key(number)[16:] for number in range(1000 - len(seen), 1000)}
+    assert set(seen.ids) == left
+    seen.add([key(number) for number in range(5000, 5300)], 2)
+    assert len(seen) <= 100
+    assert set(seen.ids) <= {key(number)[16:] for number in range(5200, 5300)}
+
+
+def test_the_default_bound_costs_about_what_is_said() -> None:
+    rng = random.Random(1)
+    tracemalloc.start()
+    try:
+        seen = Remembered()
+        for now in range(MOST * 2 // 100):
+            seen.add([rng.randbytes(24) for _ in range(100)], now / 100)
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 5 * 2**20
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+@pytest.mark.parametrize("count", [1, 128, 129, 3000])
+def test_says_whether_a_payload_may_hold_a_child(size: int, count: int) -> None:
+    """By lists for small payloads and many ids, by a compiled search for large ones and few."""
+    seen = Remembered()
+    seen.add([key(number) for number in range(1, count + 1)], 0)
+    noise = random.Random(size).randbytes(size).replace(b'"', b"x")
+    for _ in range(300 if size and count <= 128 else 2):
+        assert not seen.touches(noise + child_of(count + 1) + noise)
+    assert seen.touches(noise + child_of(count) + noise)
+    seen.add([key(count + 1)], 0)
+    assert seen.touches(noise + child_of(count + 1) + noise)
+
+
+FORMS = [
+    b'"\x08',
+    b'"\x88\x00',
+    b'"\x88\x80\x80\x80\x00',
+    b"\xa2\x00\x08",
+    b"\xa2\x80\x80\x80\x00\x88\x00",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("before", [0, 1, 16370, 16383, 16384, 16385, 40000])
+def test_finds_parent_ids_however_they_are_written_and_wherever(form: bytes, before: int) -> None:
+    payload = b"." * before + form + b"parentid"
+    assert names(payload, {b"parentid"})
+    assert not names(payload[:-1], {b"parentid"})
+    window = next(w for w in parents(payload) if b"parentid" in w.ids)
+    assert before in window.positions(payload, {b"parentid"})
+
+
+@given(st.lists(st.sampled_from([b'"', b"\x08", b"\xa2", b"\x00", b"\x88", b"\x80", b"a", b"b"])))
+def test_no_occurrence_hides_another(pieces: list[bytes]) -> None:
+    payload = b"".join(pieces) + b'"\x08parentid' + b"".join(pieces)
+    assert names(payload, {b"parentid"})
