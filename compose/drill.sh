@@ -123,9 +123,8 @@ stopped=
 deadline=$(($(date +%s) + RECOVERY))
 while :; do
     row
-    # The app may go on sending: what came in before the collector returned is out when the oldest
-    # item is young and the collector accepts.
-    [ "$up" = up ] && [ "$held" -lt 512 ] && [ "$exported" -gt "$exported_before" ] && break
+    # The app may go on sending, so the ring need not be empty: a tenth is what waits for its batch.
+    [ "$up" = up ] && [ "$held" -le "$((capacity / 10))" ] && [ "$exported" -gt "$exported_before" ] && break
     [ "$(date +%s)" -lt "$deadline" ] || die "the ring was not emptied within $RECOVERY s"
     sleep "$PAUSE"
 done

@@ -83,7 +83,7 @@ async def call_oneself(url: str, rate: float) -> None:
     """Be one's own customer, about ``rate`` times a second, for ever."""
     async with httpx.AsyncClient(base_url=url, timeout=10) as client:
         while True:
-            await asyncio.sleep(random.expovariate(rate))  # noqa: S311 - no secret
+            await asyncio.sleep(random.expovariate(rate))
             path = random.choice(["/", "/orders/7", "/orders/42", "/stream?chunks=5", "/error"])  # noqa: S311 - no secret
             # It may not be listening yet, or not any more.
             with contextlib.suppress(httpx.HTTPError):

@@ -136,7 +136,8 @@ def test_both_variants_differ_in_the_socket_only() -> None:
 
 
 # The fields of a PodMonitor that are used, as the Prometheus Operator documents them (API
-# reference, monitoring.coreos.com/v1). Anything beside them is a slip: an unknown field is silently dropped.
+# reference, monitoring.coreos.com/v1). Anything beside them is a slip: an unknown field is dropped
+# without a word.
 _NAME = {"type": "string", "minLength": 1}
 _DURATION = {"type": "string", "pattern": r"^(0|(\d+h)?(\d+m)?(\d+s)?(\d+ms)?)$"}
 _LABELS = {"type": "object", "additionalProperties": {"type": "string"}}
