@@ -55,8 +55,15 @@ _COMPRESSION = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression
 
 _DETAILS = "grpc-status-details-bin"
 
-_MAX_RESPONSE = 4 * 1024 * 1024
+_MAX_RESPONSE = 64 * 1024
 _RESPONSE_TOO_LARGE = "CLIENT: Received message larger than max"
+
+_MAX_METADATA = 1024 * 1024
+"""Bytes of headers, so of the text of a failure, that are taken; the library's 8 KiB would turn any
+longer one into a RESOURCE_EXHAUSTED of its own."""
+_METADATA_TOO_LARGE = "received metadata size exceeds"
+_MAX_WORDS = 1000
+"""Characters kept of the text of a failure: it goes into the log and the status page."""
 
 _CLOSE_GRACE = 1.0
 _UNLIMITED_GRACE = 60.0
@@ -179,15 +186,18 @@ class GrpcChannel:
             task.exception()  # Retrieved; the shielded callers raise it.
 
     async def _connect(self) -> Retryable | None:
-        if self._channel is not None and _has_failed(self._channel.get_state()):
-            # It tells of a failure that may be long past, and waits for its own back-off to end.
-            self.replace(self._channel)
         channel = self._channel
+        reused = channel is not None
         if channel is None:
             channel = self._channel = self._new_channel()
         try:
             async with asyncio.timeout(self._config.connect_timeout):
                 failed = await _until_ready(channel)
+                if failed and reused:
+                    # What failed was the library's own attempt, which may be long past.
+                    self.replace(channel)
+                    channel = self._channel = self._new_channel()
+                    failed = await _until_ready(channel)
         except TimeoutError:
             self.replace(channel)
             seconds = f"{self._config.connect_timeout:g}"
@@ -215,6 +225,8 @@ class GrpcChannel:
             ("grpc.dns_min_time_between_resolutions_ms", 1000),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", _MAX_RESPONSE),
+            ("grpc.max_metadata_size", _MAX_METADATA),
+            ("grpc.absolute_max_metadata_size", _MAX_METADATA),
             # Several addresses share the load, and the loss of one is no outage.
             ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
             ("grpc.service_config_disable_resolution", 1),
@@ -243,18 +255,14 @@ def _is_one_address(endpoint: str) -> bool:
     return True
 
 
-def _has_failed(state: grpc.ChannelConnectivity) -> bool:
-    return state in {
-        grpc.ChannelConnectivity.TRANSIENT_FAILURE,
-        grpc.ChannelConnectivity.SHUTDOWN,
-    }
-
-
 async def _until_ready(channel: grpc.aio.Channel) -> bool:
     """Wait for an end of connecting; True when it failed."""
     state = channel.get_state(try_to_connect=True)
     while state is not grpc.ChannelConnectivity.READY:
-        if _has_failed(state):
+        if state in {
+            grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+            grpc.ChannelConnectivity.SHUTDOWN,
+        }:
             return True
         await channel.wait_for_state_change(state)
         state = channel.get_state(try_to_connect=True)
@@ -340,12 +348,14 @@ class GrpcExporter:
         self, error: grpc.aio.AioRpcError, channel: grpc.aio.Channel, started: float, sent: Headers
     ) -> Outcome:
         code = error.code()
-        message = error.details() or ""
+        message = (error.details() or "")[:_MAX_WORDS]
         now = self._clock()
         limit = self._config.timeout
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _RESPONSE_TOO_LARGE in message:
             # A message is the answer of a success; to send the request again would double it.
             return Accepted("OK", 0, f"the answer is not read: it is over {_MAX_RESPONSE} bytes")
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _METADATA_TOO_LARGE in message:
+            return Permanent(code.name, Fault.OTHER, message)  # The request is not what is large.
         timed_out = (
             code is grpc.StatusCode.DEADLINE_EXCEEDED
             and limit is not None
