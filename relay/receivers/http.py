@@ -1,6 +1,6 @@
 """OTLP/HTTP receiver: protobuf and JSON, gzip and deflate, TCP and Unix sockets, TLS.
 
-aiohttp's low-level server, without its application layer: there is one handler and five paths.
+aiohttp's low-level server, without its application layer: there is one handler and four paths.
 Every refusal is an HTTP status with a ``google.rpc.Status`` body in the request's encoding
 (protobuf unless the request says JSON). There is no CORS: a browser's page may send to the relay
 only through a proxy of its own origin, so that no web page can write into the telemetry of the
@@ -419,12 +419,13 @@ class _Inflater:
                     return
                 stream = self._stream = self._open(data)
             piece = stream.decompress(data, STEP)
-            while len(piece) == STEP:
+            # At its end a stream's tail and its unused data may be the same bytes.
+            while len(piece) == STEP and not stream.eof:
                 yield piece
                 piece = stream.decompress(stream.unconsumed_tail, STEP)
             if piece:
                 yield piece
-            data = stream.unused_data if stream.eof else stream.unconsumed_tail
+            data = stream.unused_data if stream.eof else b""
 
     def finish(self) -> None:
         """Raise zlib.error unless the data ended where it should."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import itertools
 import json
 import logging
 import socket
@@ -21,6 +22,8 @@ import pytest
 import uvloop
 from google.protobuf import json_format
 from google.rpc import status_pb2  # type: ignore[import-untyped]  # generated, without stubs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from relay import tls, wire
@@ -653,6 +656,84 @@ async def test_clients_that_vanish_are_forgotten(caplog: pytest.LogCaptureFixtur
     assert caplog.records == []
 
 
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_damaged_http_is_answered_or_cut_and_harms_nobody(data: st.DataObject) -> None:
+    whole = bytearray(request(trace().SerializeToString(), Content_Encoding="identity"))
+    for _ in range(data.draw(st.integers(0, 4))):
+        place = data.draw(st.integers(0, len(whole) - 1))
+        length = data.draw(st.integers(0, 6))
+        whole[place : place + length] = data.draw(st.binary(max_size=6))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=3)))
+    heard = Heard()
+
+    async def everything() -> None:
+        async with running(request_timeout=0.1) as relay:
+            async with connected(relay.port) as client:
+                with contextlib.suppress(ConnectionError):
+                    for start, end in itertools.pairwise([0, *cuts, len(whole)]):
+                        await client.send(bytes(whole[start:end]))
+                    client.writer.write_eof()
+                answer = await client.closed()
+                assert not answer or answer.startswith(b"HTTP/")
+                assert b" 500 " not in answer.partition(b"\r\n")[0]
+            assert (await ask(relay.port, request())).status == 200
+
+    logging.getLogger().addHandler(heard)
+    try:
+        asyncio.run(everything())
+    finally:
+        logging.getLogger().removeHandler(heard)
+    assert heard.records == []
+
+
+class Heard(logging.Handler):
+    """What is logged as a warning or worse."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record.getMessage())
+
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "raw": raw_deflate,
+}
+
+
+@settings(deadline=None)
+@given(
+    content=st.binary(max_size=60),
+    times=st.sampled_from([1, 3, 1000]),
+    step=st.sampled_from([1, 2, 7, 60, 180, 4096]),
+    kind=st.sampled_from(sorted(COMPRESSORS)),
+    members=st.integers(1, 3),
+    data=st.data(),
+)
+def test_decompression_in_pieces_of_any_size(
+    content: bytes, times: int, step: int, kind: str, members: int, data: st.DataObject
+) -> None:
+    content *= times
+    members = members if kind == "gzip" else 1
+    packed = COMPRESSORS[kind](content) * members
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(packed)), max_size=4)))
+    inflater = receiver_module._Inflater("gzip" if kind == "gzip" else "deflate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(receiver_module, "STEP", step)
+        pieces = [
+            piece
+            for start, end in itertools.pairwise([0, *cuts, len(packed)])
+            for piece in inflater.feed(packed[start:end])
+        ]
+    inflater.finish()
+    assert b"".join(pieces) == content * members
+    assert max(map(len, pieces), default=0) <= step
+
+
 # --- limits -----------------------------------------------------------------------------------
 
 
@@ -1091,6 +1172,21 @@ def test_on_uvloop_as_on_asyncio(tmp_path: Path) -> None:
                 await until(lambda: relay.receiver.connections == 0)
             assert not listen.path or not Path(listen.path).exists()
 
+        authority = Authority(tmp_path)
+        context = tls.client_context(authority.client())
+        async with running_tls(authority.server(), max_connections=1) as relay:
+            for expected in (200, 503):
+                reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, ssl=context)
+                client = Client(reader, writer)
+                opened.append(writer)
+                if expected == 200:
+                    await client.send(request())
+                assert (await client.answer()).status == expected
+            for writer in opened:
+                writer.close()
+            await until(lambda: relay.receiver.connections == 0)
+
+    opened: list[asyncio.StreamWriter] = []
     uvloop.run(everything())
 
 
