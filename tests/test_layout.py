@@ -74,7 +74,7 @@ UNMIRRORED: dict[str, str] = {
     "relay/otlp.py": "values only",
 }
 # Folders of tests of whole processes, and of what is deployed.
-FREE = frozenset({"e2e", "deploy", "compose", "benchmarks", "docs"})
+FREE = frozenset({"e2e", "deploy", "compose", "chaos", "fuzz", "benchmarks", "docs"})
 # Tests of something that is not one file under relay/ (test -> of what)
 UNSOURCED: dict[str, str] = {
     "tests/test_layout.py": "the structure",
