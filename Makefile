@@ -94,6 +94,10 @@ requirements: $(VENV)/.installed-dev ## pin and hash the dependencies anew (UPGR
 		-o requirements/dev.txt
 	$(BIN)/python requirements/record_wheels.py
 
+.PHONY: audit
+audit: $(VENV)/.installed-dev ## ask the package index for known vulnerabilities of what runs
+	$(BIN)/pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r requirements/run.txt
+
 .PHONY: package
 package: $(VENV)/.installed-dev ## build sdist and wheel into dist/
 	@rm -rf dist
