@@ -6,6 +6,7 @@ Sources: OTLP specification 1.11, "OTLP/gRPC"; gRPC Health Checking Protocol (gr
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
@@ -16,6 +17,8 @@ from relay.receivers import Consumer, Listen, ReceiverConfig, Refusal, RefusedEr
 from relay.receivers.sockets import UnixSocketFile, claim_unix, tcp_sockets
 
 __all__ = ["GrpcReceiver"]
+
+_log = logging.getLogger(__name__)
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
@@ -139,13 +142,15 @@ class GrpcReceiver:
     def _handler(self, schema: SignalSchema) -> _Handler:
         consume = self._consumer.consume
 
-        async def export(
-            request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
-        ) -> bytes:
+        async def export(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             try:
                 consume(schema, request, "grpc")
             except RefusedError as refused:
                 await context.abort(_CODES[refused.refusal], refused.message)
+            except Exception:  # noqa: BLE001 - logged; the client is told
+                # A defect of ours: for the log, not for the client.
+                _log.exception("a request of %s failed unexpectedly", schema.name)
+                await context.abort(grpc.StatusCode.INTERNAL, "internal error")
             return b""
 
         return export
@@ -182,4 +187,3 @@ def _service(request: bytes) -> str:
     if len(request) > 1 and request[0] == 0x0A:
         return request[2:].decode(errors="replace")
     return ""
-
