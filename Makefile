@@ -39,6 +39,10 @@ $(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
 	@$(PIP) --require-hashes -r requirements/dev.txt
 	@touch $@
 
+$(VENV)/.installed-bench: requirements/bench.txt $(VENV)/.installed-dev
+	@$(PIP) --require-hashes -r requirements/bench.txt
+	@touch $@
+
 .PHONY: install dev
 install: $(VENV)/.installed ## set up .venv and leave the command at .venv/bin/otlp-relay
 	@echo "ready: $(BIN)/otlp-relay"
@@ -92,6 +96,7 @@ requirements: $(VENV)/.installed-dev ## pin and hash the dependencies anew (UPGR
 	$(COMPILE) pyproject.toml --group test -c requirements/run.txt -o requirements/test.txt
 	$(COMPILE) pyproject.toml --group dev -c requirements/test.txt -c requirements/build.txt \
 		-o requirements/dev.txt
+	$(COMPILE) --group pyproject.toml:bench -c requirements/dev.txt -o requirements/bench.txt
 	$(BIN)/python requirements/record_wheels.py
 
 .PHONY: audit

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("run", "build", "test", "dev")
+FILES = ("run", "build", "test", "dev", "bench")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # What the relay runs on (Linux on both processors, macOS for development).
 PLATFORMS = {
@@ -74,7 +74,7 @@ def test_every_dependency_of_the_project_is_pinned() -> None:
         for item in project["project"]["dependencies"]
     }
     assert run <= set(pins("run"))
-    for group in ("build", "test", "dev"):
+    for group in ("build", "test", "dev", "bench"):
         assert names(group) <= set(pins(group)), group
 
 
