@@ -36,6 +36,11 @@ __all__ = [
 SUSPECT_AFTER: Final = 3
 """Attempts of a batch that timed out before its halves are tried apart."""
 
+BLIND_CASES: Final = 16
+"""Where nothing at all passes, batches are only divided up to this many parts in all: the rest of a
+batch must not wait for other items to prove that the destination lives, and an outage must not
+grind everything that waits to dust."""
+
 GIVE_UP_AFTER: Final = 5
 """Timed-out attempts of a single unit, while others succeeded, after which it is dropped."""
 
@@ -333,11 +338,13 @@ class Delivery:
         """The case to send next, None when fresh chunks come first (or there is no case)."""
         past = self._let_past()
         oldest: Case | None = None
+        probing = self._probe_at is not None
         for chunk in self.ring:
             tag = chunk.tag
             if tag is None or not tag.apart:
                 return tag if oldest is None or past else oldest
-            if oldest is None:
+            # Probes take turns, or one that never passes would stand in front of all others.
+            if oldest is None or (probing and tag.timeouts < oldest.timeouts):
                 oldest = tag
         return None if self._suspects_wait() else oldest
 
@@ -482,11 +489,11 @@ class Delivery:
         case.timeouts += 1
         case.tried = True
         self._credit(case)
-        if not case.passed or case.timeouts < SUSPECT_AFTER:
+        if case.timeouts < SUSPECT_AFTER:
             self._return(taken.chunks, case)
-        elif taken.units > 1:
+        elif taken.units > 1 and (case.passed or self._cases < BLIND_CASES):
             self._divide(taken.chunks, case)
-        elif case.passed >= GIVE_UP_AFTER:
+        elif taken.units == 1 and case.passed >= GIVE_UP_AFTER:
             self._refuse(taken.items, "timeout", failure)
         else:
             self._return(taken.chunks, case)
