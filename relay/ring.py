@@ -216,7 +216,7 @@ class Ring(Generic[C]):
             elif half == 0:
                 newer.append(chunk)
             else:
-                left, right = wire.first(chunk.payload, self.schema, half)
+                left, right = wire.first(chunk.payload, self.schema, half, total=(chunk.units, chunk.items))
                 older.append(chunk.piece(left, 0))
                 newer.append(chunk.piece(right, half))
                 half = 0
@@ -228,11 +228,12 @@ class Ring(Generic[C]):
         """Cut what fits off a chunk; its first unit in any case if it would be ``alone``."""
         if chunk.units == 1:
             return (chunk, None) if alone else (None, chunk)
-        part, rest = wire.head(chunk.payload, self.schema, items=items, size=size)
+        total = chunk.units, chunk.items
+        part, rest = wire.head(chunk.payload, self.schema, items=items, size=size, total=total)
         if not part.units:
             if not alone:
                 return None, chunk
-            part, rest = wire.first(chunk.payload, self.schema, 1)
+            part, rest = wire.first(chunk.payload, self.schema, 1, total=total)
         # The header of resource and scope now stands in both.
         self.payload_bytes += len(part.payload) + len(rest.payload) - len(chunk.payload)
         taken = chunk.piece(part, 0)
@@ -291,7 +292,8 @@ class Ring(Generic[C]):
         return chunk.items
 
     def _trim(self, chunk: Chunk[C], *, items: int, size: int) -> int:
-        rest = wire.tail(chunk.payload, self.schema, items=items, size=size)
+        total = chunk.units, chunk.items
+        rest = wire.tail(chunk.payload, self.schema, items=items, size=size, total=total)
         if not rest.units:
             return self._drop_oldest()
         dropped = chunk.items - rest.items
@@ -308,7 +310,8 @@ class Ring(Generic[C]):
         if size <= _PIECE or chunk.units < 2 or self.schema.whole:
             return False
         half = chunk.units // 2
-        older, newer = wire.first(chunk.payload, self.schema, half)
+        total = chunk.units, chunk.items
+        older, newer = wire.first(chunk.payload, self.schema, half, total=total)
         repeated = len(older.payload) + len(newer.payload) - size
         if repeated > size // 16:
             return False
