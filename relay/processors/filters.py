@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from operator import sub
 from typing import Final
 
 from relay.processors import NOTHING, Result
@@ -38,6 +39,7 @@ from relay.processors.remembered import (
     parents,
 )
 from relay.processors.search import Needles, Search
+from relay.processors.shapes import Shape, Shapes
 from relay.processors.spans import (
     ASGI_EVENT,
     URL_KEYS,
@@ -68,6 +70,8 @@ _MANY_PARENTS: Final = 1024
 """So many more candidates for a parent id than four a span are too many."""
 _FEW: Final = 2
 """Up to this many ids, looking for each is cheaper than listing all parent ids."""
+_SETTLE: Final = 4
+"""From this many spans on, known shapes are looked for before anything is read."""
 _NO_ID: Final = bytes(8)
 """An id of zeros means none (trace.proto)."""
 
@@ -93,12 +97,19 @@ class _Request:
 
     def __init__(self, payload: bytes, units: int) -> None:
         self.payload = payload
-        self.where: Layout = layout(payload, units)
-        self.units = len(self.where.starts)
+        self.units = units
+        self._where: Layout | None = None
         self._facts: dict[int, SpanFacts | None] = {}
         self._windows: list[Window] | None = None
         self._children: dict[bytes, list[int]] | None = None
         self._rounds = 0
+
+    @property
+    def where(self) -> Layout:
+        """Where its spans stand; looked for at the first need."""
+        if self._where is None:
+            self._where = layout(self.payload, self.units)
+        return self._where
 
     def facts(self, number: int) -> SpanFacts | None:
         """What there is to know of a span; None: it does not parse."""
@@ -108,13 +119,14 @@ class _Request:
 
     def _read(self, number: int) -> SpanFacts | None:
         try:
-            return read(self.payload, self.where.bodies[number], self.where.ends[number])
+            body = self.where.body(self.payload, number)
+            return read(self.payload, body, self.where.ends[number])
         except MalformedError:
             return None
 
     def candidates(self, search: Search) -> Iterator[int]:
         """The spans in which the search finds something."""
-        bodies, ends = self.where.bodies, self.where.ends
+        starts, ends = self.where.starts, self.where.ends
         pos = 0
         while (found := search(self.payload, pos)) is not None:
             at = found.start()
@@ -123,7 +135,7 @@ class _Request:
                 yield number
                 pos = ends[number]
             elif number + 1 < self.units:
-                pos = bodies[number + 1]
+                pos = starts[number + 1]
             else:
                 return
 
@@ -182,22 +194,76 @@ class _Request:
                     self._children[key].append(number)
         return self._children
 
-    def below(self, roots: AbstractSet[bytes], stay: AbstractSet[int]) -> dict[int, bytes]:
-        """All spans below the spans ``roots`` (keys), with their keys; not through ``stay``."""
+    def below(
+        self, roots: AbstractSet[bytes], stay: AbstractSet[int], settled: Settled | None = None
+    ) -> tuple[dict[int, bytes], set[bytes]]:
+        """All spans below the spans ``roots`` (keys), not through ``stay``; and the keys of them.
+
+        Among the latter are those of ``settled`` spans, which were taken out of the request before.
+        """
         found: dict[int, bytes] = {}
-        reached = set(roots)
+        keys: set[bytes] = set()
         frontier: AbstractSet[bytes] = roots
         while frontier:
-            following: set[bytes] = set()
+            following: set[bytes] = settled.children(frontier) if settled else set()
             for number, facts in self.children(frontier):
-                if number in found or number in stay:
-                    continue
-                key = found[number] = _key(facts.trace_id, facts.span_id)
-                if key and key not in reached:
-                    reached.add(key)
+                if number not in found and number not in stay:
+                    key = found[number] = _key(facts.trace_id, facts.span_id)
                     following.add(key)
-            frontier = following
-        return found
+            following.discard(b"")
+            frontier = following - keys - roots
+            keys |= following
+        return found, keys
+
+
+class Settled:
+    """The spans of a request that are filtered for what they look like, see :class:`Shapes`."""
+
+    def __init__(self, request: _Request, shapes: Shapes) -> None:
+        where, payload = request.where, request.payload
+        self.payload = payload
+        self.gone = bytearray(len(where.starts))
+        self._found: dict[Shape, list[int]] = {}
+        by_size = shapes.by_size
+        starts = where.starts
+        for number, size in enumerate(map(sub, where.ends, starts)):
+            if size in by_size:
+                start = starts[number]
+                for shape in by_size[size]:
+                    if shape.match(payload, start):
+                        self.gone[number] = shape.code
+                        self._found.setdefault(shape, []).append(start)
+                        break
+
+    def roots(self) -> set[bytes]:
+        """The keys of the server spans among them."""
+        keys = {
+            self._key(shape, start, shape.span)
+            for shape, starts in self._found.items()
+            if shape.code != _EVENT
+            for start in starts
+        }
+        keys.discard(b"")
+        return keys
+
+    def children(self, keys: AbstractSet[bytes]) -> set[bytes]:
+        """The keys of those whose parent is one of ``keys``."""
+        ids = {key[TRACE:] for key in keys}
+        payload = self.payload
+        return {
+            self._key(shape, start, shape.span)
+            for shape, starts in self._found.items()
+            if (at := shape.parent)
+            for start in starts
+            if payload[start + at : start + at + 8] in ids and self._key(shape, start, at) in keys
+        }
+
+    def _key(self, shape: Shape, start: int, at: int) -> bytes:
+        if not shape.trace or not at:
+            return b""
+        start_of_trace = start + shape.trace
+        trace_id = self.payload[start_of_trace : start_of_trace + TRACE]
+        return _key(trace_id, self.payload[start + at : start + at + 8])
 
 
 class SpanFilter:
@@ -217,6 +283,7 @@ class SpanFilter:
         self._bound = sampling_bound(ratio) if ratio < 1 else None
         self._remembered = Remembered(memory)
         self._condemned: set[bytes] = set()
+        self._shapes = Shapes()
 
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
@@ -224,28 +291,56 @@ class SpanFilter:
         remembered.expire(now)
         urls = self._urls if self._urls and self._urls.present(payload) else None
         events = self._events if self._events and self._events.present(payload) else None
-        touched = not urls and remembered.touches(payload)
-        if not urls and not events and not touched and self._bound is None:
-            return Result(payload, units, items)
+        if urls is None and events is None:
+            touched = remembered.touches(payload)
+            if not touched and self._bound is None:
+                return Result(payload, units, items)
+            return self._process(_Request(payload, units), now, None, touched=touched)
+        if units < _SETTLE or not self._shapes.by_size:
+            return self._process(_Request(payload, units), now, None, touched=None)
         request = _Request(payload, units)
-        gone = bytearray(request.units)
-        roots: set[bytes] = set()
+        settled = Settled(request, self._shapes)
+        left = settled.gone.count(0)
+        if left < units:
+            request = _Request(without(payload, request.where, settled.gone), left)
+        return self._process(request, now, settled, touched=None)
+
+    def _process(
+        self, request: _Request, now: float, settled: Settled | None, *, touched: bool | None
+    ) -> Result:
+        """What is left to do in a request out of which the ``settled`` spans have been taken.
+
+        ``touched``: whether it may hold children of remembered spans; None: not known yet.
+        """
+        remembered = self._remembered
+        payload, units = request.payload, request.units
+        roots = settled.roots() if settled else set[bytes]()
         stay: AbstractSet[int] = frozenset()
+        urls = events = None
+        if touched is None and units:
+            urls = self._urls if self._urls and self._urls.present(payload) else None
+            events = self._events if self._events and self._events.present(payload) else None
+        gone = bytearray(units)
         if urls:
-            roots, stay = self._judge(request, urls, gone)
+            found, stay = self._judge(request, urls, gone)
+            roots |= found
+        if touched is None:
             # Where there are roots, the parent ids will be listed in any case.
             touched = bool(roots) or remembered.touches(payload)
         if events:
-            _drop_events(request, events, gone)
+            self._drop_events(request, events, gone)
         condemned = roots
         if touched:
             above = roots | remembered.recent(request.named(remembered.ids), now)
-            condemned = roots | _drop_below(request, gone, above, stay)
-        self._condemned = condemned
-        remembered.add(condemned, now)
+            below, keys = request.below(above, stay, settled)
+            for number in below:
+                gone[number] = gone[number] or _SUBTREE
+            condemned = roots | keys
         if self._bound is not None:
             _sample(request, gone, self._bound)
-        return _result(request, gone, items, learned=bool(condemned))
+        self._condemned = condemned
+        remembered.add(condemned, now)
+        return _result(request, gone, settled, learned=bool(condemned))
 
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
@@ -260,12 +355,14 @@ class SpanFilter:
         if self._inclusions and self._urls and self._urls.present(payload):
             # What is not included went when it arrived; what is stays with all below it.
             _, stay = self._judge(request, self._urls, bytearray(request.units))
-        condemned = _drop_below(request, gone, self._condemned, stay)
+        below, condemned = request.below(self._condemned, stay)
+        for number in below:
+            gone[number] = _SUBTREE
         learned = not condemned <= self._condemned
         if learned:
             self._condemned = self._condemned | condemned
             self._remembered.add(condemned, now)
-        return _result(request, gone, items, learned=learned)
+        return _result(request, gone, None, learned=learned)
 
     def _judge(
         self, request: _Request, urls: Needles, gone: bytearray
@@ -288,7 +385,7 @@ class SpanFilter:
             reason = _NOT_INCLUDED
             if included and (rejected or self._remembered.ids):
                 above = {_key(f.trace_id, f.span_id) for _, f in included} - {b""}
-                below = request.below(above, stay)
+                below, _ = request.below(above, stay)
                 stay = below.keys() | {number for number, _ in included}
             else:
                 stay = {number for number, _ in included}
@@ -297,8 +394,24 @@ class SpanFilter:
             if number not in stay:
                 gone[number] = reason
                 roots.add(_key(facts.trace_id, facts.span_id))
+                if not self._inclusions:
+                    # Then a span's path alone decides.
+                    self._learn(request, number, reason)
         roots.discard(b"")
         return roots, stay
+
+    def _drop_events(self, request: _Request, events: Needles, gone: bytearray) -> None:
+        """Mark the ASGI event spans."""
+        for number in request.candidates(events.find):
+            facts = request.facts(number)
+            if facts is not None and facts.event:
+                gone[number] = _EVENT
+                self._learn(request, number, _EVENT)
+
+    def _learn(self, request: _Request, number: int, code: int) -> None:
+        where = request.where
+        body = where.body(request.payload, number)
+        self._shapes.learn(request.payload, where.starts[number], body, where.ends[number], code)
 
 
 def _url_needles(rules: UrlRules) -> Needles | None:
@@ -316,25 +429,6 @@ def _url_needles(rules: UrlRules) -> Needles | None:
     return Needles(URL_KEYS, keys=True)
 
 
-def _drop_events(request: _Request, events: Needles, gone: bytearray) -> None:
-    """Mark the ASGI event spans."""
-    for number in request.candidates(events.find):
-        facts = request.facts(number)
-        if facts is not None and facts.event:
-            gone[number] = _EVENT
-
-
-def _drop_below(
-    request: _Request, gone: bytearray, above: set[bytes], stay: AbstractSet[int]
-) -> set[bytes]:
-    """Mark what is below the spans ``above``; return the keys of what was found there."""
-    below = request.below(above, stay)
-    for number in below:
-        if not gone[number]:
-            gone[number] = _SUBTREE
-    return {key for key in below.values() if key}
-
-
 def _sample(request: _Request, gone: bytearray, bound: int) -> None:
     """Mark what is sampled out. A trace id of another length than 16 is no reason to."""
     for number in range(request.units):
@@ -347,9 +441,16 @@ def _sample(request: _Request, gone: bytearray, bound: int) -> None:
             gone[number] = _SAMPLED_OUT
 
 
-def _result(request: _Request, gone: bytearray, items: int, *, learned: bool) -> Result:
+def _result(
+    request: _Request, gone: bytearray, settled: Settled | None, *, learned: bool
+) -> Result:
     left = gone.count(0)
-    if left == request.units:
-        return Result(request.payload, left, items, NOTHING, learned)
+    payload = request.payload
+    if left < request.units:
+        payload = without(payload, request.where, gone)
+    if settled:
+        gone += settled.gone
+    if not any(gone):
+        return Result(payload, left, left, NOTHING, learned)
     removed = {reason: n for code, reason in enumerate(REASONS) if code and (n := gone.count(code))}
-    return Result(without(request.payload, request.where, gone), left, left, removed, learned)
+    return Result(payload, left, left, removed, learned)

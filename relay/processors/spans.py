@@ -42,6 +42,7 @@ I32: Final = 5
 
 __all__ = [
     "ASGI_EVENT",
+    "DECIDING_KEYS",
     "URL_KEYS",
     "Layout",
     "SpanFacts",
@@ -84,8 +85,9 @@ _NO_STRING: Final = frozenset(
 """Tags of the other members of AnyValue's oneof."""
 
 _IDS: Final = frozenset((_TRACE_ID, _SPAN_ID, _PARENT_ID))
-_KEYS: Final = (*URL_KEYS, ASGI_EVENT)
-_KEY_SIZES: Final = frozenset(len(key) for key in _KEYS)
+DECIDING_KEYS: Final = (*URL_KEYS, ASGI_EVENT)
+"""All attributes that decide what becomes of a span."""
+_KEY_SIZES: Final = frozenset(len(key) for key in DECIDING_KEYS)
 
 _MANY: Final = 1 << 17
 """From this many spans on, offsets are kept in arrays (4 bytes each), not in lists (40)."""
@@ -172,7 +174,7 @@ def _read_usual(  # noqa: C901, PLR0912, PLR0915 - one loop, inline: it runs for
                 pos += 1
             if buf[pos] == _KEY and buf[pos + 1] in _KEY_SIZES:
                 key = buf[pos + 2 : pos + 2 + buf[pos + 1]]
-                if key in _KEYS:
+                if key in DECIDING_KEYS:
                     found[key] = buf[pos : pos + size]
             pos += size
         elif tag & 7 == I64 and 8 <= tag < 0x80:
@@ -211,7 +213,7 @@ def _read_usual(  # noqa: C901, PLR0912, PLR0915 - one loop, inline: it runs for
     event = False
     if kind in {SPAN_KIND_SERVER, SPAN_KIND_INTERNAL}:
         texts: dict[bytes, bytes | None] = {}
-        for key in _KEYS:
+        for key in DECIDING_KEYS:
             field = found.get(key)
             if buf.count(key, start, end) != (field is not None):
                 return None
@@ -254,7 +256,7 @@ def _read_any(buf: bytes, start: int, end: int) -> SpanFacts:
         tag = number << 3 | wiretype
         if tag == _ATTRIBUTES:
             key, text = attribute(buf, at, stop)
-            if key in _KEYS:
+            if key in DECIDING_KEYS:
                 texts.setdefault(key, text)
         elif tag == _TRACE_ID:
             trace_id = buf[at:stop]
@@ -301,25 +303,35 @@ def path_of_url(url: bytes) -> bytes:
 
 
 class Layout(NamedTuple):
-    """Where the spans of a request stand, in order: offsets of tag, message, and behind it.
+    """Where the spans of a request stand, in order: offsets of the tag, and behind the message.
 
     ``scopes``: per scope entry with spans the offsets (tag, message, behind it) of its resource
     entry and of itself, and the numbers of its first span and behind its last.
     """
 
     starts: MutableSequence[int]
-    bodies: MutableSequence[int]
     ends: MutableSequence[int]
     scopes: list[tuple[int, int, int, int, int, int, int, int]]
 
     def before(self, offset: int) -> int:
-        """The number of the last span whose message begins at or before ``offset``, or -1."""
-        return bisect_right(self.bodies, offset) - 1
+        """The number of the last span that begins at or before ``offset``, or -1."""
+        return bisect_right(self.starts, offset) - 1
 
     def at(self, offset: int) -> int:
         """The number of the span that ``offset`` lies in, or -1."""
-        number = bisect_right(self.bodies, offset) - 1
+        number = bisect_right(self.starts, offset) - 1
         return number if number >= 0 and offset < self.ends[number] else -1
+
+    def body(self, buf: bytes, number: int) -> int:
+        """Where a span's message begins."""
+        start = self.starts[number]
+        if buf[start] == _SPANS:
+            if buf[start + 1] < 0x80:
+                return start + 2
+            if buf[start + 2] < 0x80:
+                return start + 3
+        _, _, body, _, _ = next(wire.fields(buf, start, self.ends[number]))
+        return body
 
 
 def _entries(buf: bytes, pos: int, end: int, wanted: int) -> list[tuple[int, int, int]]:
@@ -341,17 +353,16 @@ def layout(buf: bytes, units: int) -> Layout:
     """
     few = units < _MANY
     starts: MutableSequence[int] = [] if few else array("I")
-    bodies: MutableSequence[int] = [] if few else array("I")
     ends: MutableSequence[int] = [] if few else array("I")
     scopes = []
     for rs_tag, rs_start, rs_end in _entries(buf, 0, len(buf), _RESOURCES):
         for ss_tag, ss_start, ss_end in _entries(buf, rs_start, rs_end, _SCOPES):
             first = len(starts)
-            _spans(buf, ss_start, ss_end, starts, bodies, ends)
+            _spans(buf, ss_start, ss_end, starts, ends)
             if len(starts) > first:
                 place = rs_tag, rs_start, rs_end, ss_tag, ss_start, ss_end
                 scopes.append((*place, first, len(starts)))
-    return Layout(starts, bodies, ends, scopes)
+    return Layout(starts, ends, scopes)
 
 
 def _spans(
@@ -359,32 +370,25 @@ def _spans(
     pos: int,
     end: int,
     starts: MutableSequence[int],
-    bodies: MutableSequence[int],
     ends: MutableSequence[int],
 ) -> None:
     """Append where the spans in a ScopeSpans stand."""
-    begin, open_, close = starts.append, bodies.append, ends.append
-    # Any field but the last one of the payload has three bytes behind its tag.
-    usual = min(end, len(buf) - 3)
+    begin, close = starts.append, ends.append
+    # There are two bytes behind a tag, but at the end of the payload.
+    usual = min(end, len(buf) - 2)
     while pos < end:
-        if pos < usual and buf[pos] == _SPANS:
-            size, body = buf[pos + 1], pos + 2
-            if size > 0x7F:
-                more = buf[body]
-                if more > 0x7F:
-                    _, _, body, stop, _ = next(wire.fields(buf, pos, end))
-                    size = stop - body
-                else:
-                    size, body = size & 0x7F | more << 7, body + 1
+        if pos < usual and buf[pos] == _SPANS and (buf[pos + 1] < 0x80 or buf[pos + 2] < 0x80):
             begin(pos)
-            open_(body)
-            pos = body + size
+            size = buf[pos + 1]
+            if size < 0x80:
+                pos += size + 2
+            else:
+                pos += (size & 0x7F | buf[pos + 2] << 7) + 3
             close(pos)
         else:
-            number, kind, value, stop, _ = next(wire.fields(buf, pos, end))
+            number, kind, _, stop, _ = next(wire.fields(buf, pos, end))
             if number << 3 | kind == _SPANS:
                 begin(pos)
-                open_(value)
                 close(stop)
             pos = stop
     if pos != end:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from unittest.mock import patch
 
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from proto_stubs import TRACES
 from relay import wire
-from relay.processors import Result, filters, remembered, search
+from relay.processors import Result, filters, remembered, search, shapes
 from relay.processors.filters import SpanFilter
 from relay.processors.patterns import UrlRules
 
@@ -345,8 +346,10 @@ SETTINGS = (
 class Writer:
     """Writes protobuf as nobody would, if ``odd``; what it means stays well-defined."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, history: list[bytes] | None = None) -> None:
         self.rng = rng
+        self.history = [] if history is None else history
+        """Spans written before, of which variations are written again."""
         self.odd = rng.random() < 0.6
 
     def chance(self, probability: float) -> bool:
@@ -471,6 +474,34 @@ class Writer:
         return pairs
 
     def span(self) -> bytes:
+        if self.history and self.rng.random() < 0.4:
+            return self.variation(self.rng.choice(self.history))
+        self.history.append(self.new_span())
+        return self.history[-1]
+
+    def variation(self, span: bytes) -> bytes:
+        """The same span with other ids; or with any byte changed, if that is still a span."""
+        rng = self.rng
+        other = span
+        for pool in (TRACES_, IDS):
+            for old in pool:
+                new = rng.choice(pool)
+                if rng.random() < 0.5 and len(old) == len(new):
+                    other = other.replace(old, new)
+        if rng.random() < 0.5:
+            at = rng.randrange(len(span))
+            byte = rng.choice((span[at] ^ 1 << rng.randrange(8), rng.randrange(256)))
+            other = other[:at] + bytes((byte,)) + other[at + 1 :]
+        frame = other
+        for tag in (b"\x12", b"\x12", b"\x0a"):
+            frame = tag + wire.varint(len(frame)) + frame
+        try:
+            ExportTraceServiceRequest.FromString(frame)
+        except DecodeError:
+            return span
+        return other
+
+    def new_span(self) -> bytes:
         rng = self.rng
         ids = (*IDS, *IDS, b"", bytes(8), b"short", b"nine-long")
         fields = [
@@ -529,6 +560,10 @@ def tuned(rng: random.Random) -> Iterator[None]:
         patch.object(remembered, "_COMPILED", rng.choice((3, 128))),
         patch.object(remembered, "_WINDOW", rng.choice((32, 300, 16384))),
         patch.object(filters, "_ROUNDS", rng.choice((0, 1, 8))),
+        patch.object(filters, "_SETTLE", rng.choice((0, 4))),
+        patch.object(shapes, "_SEEN", 0),
+        patch.object(shapes, "_PAUSE", 0),
+        patch.object(shapes, "_MOST", rng.choice((1, 64))),
         patch.object(filters, "_FEW", rng.choice((0, 2))),
         patch.object(filters, "_MANY_PARENTS", rng.choice((0, 1024))),
     ):
@@ -537,8 +572,9 @@ def tuned(rng: random.Random) -> Iterator[None]:
 
 def case(rng: random.Random) -> tuple[Settings, list[tuple[bytes, float, bool]]]:
     """Settings, and some requests that come one after the other."""
-    steps = []
+    steps: list[tuple[bytes, float, bool]] = []
+    history: list[bytes] = []
     for _ in range(rng.choice((1, 2, 3, 6))):
-        payload = Writer(rng).request(rng.choice((1, 3, 6)))
+        payload = Writer(rng, history).request(rng.choice((1, 3, 6)))
         steps.append((payload, rng.choice((0.0, 0.5, 30.0, 61.0)), rng.random() < 0.3))
     return rng.choice(SETTINGS), steps
