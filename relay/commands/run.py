@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from relay import logs
+from relay import logs, memory
 from relay.commands import UsageError
 from relay.config import Config, Loaded, UnknownFlagError, load, parse_flags
 
@@ -43,6 +43,7 @@ def _serve(config: Config, loaded: Loaded, environ: Mapping[str, str]) -> int:
     if "GRPC_VERBOSITY" not in environ and config.log_level != "debug":
         # Its core writes lines of its own format to standard error, about every lost connection.
         os.putenv("GRPC_VERBOSITY", "NONE")
+    memory.steady()
     from relay.daemon import Daemon  # noqa: PLC0415 - faults of settings are told sooner without
     from relay.tls import TlsError  # noqa: PLC0415
 
