@@ -42,4 +42,5 @@ def _left(mode: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_a_flood_needed_is_given_back() -> None:
-    assert _left("steady") < 8 << 20
+    # Without, some 6 MiB stay on this sequence.
+    assert _left("steady") < 2 << 20
