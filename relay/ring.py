@@ -216,7 +216,8 @@ class Ring(Generic[C]):
             elif half == 0:
                 newer.append(chunk)
             else:
-                left, right = wire.first(chunk.payload, self.schema, half, total=(chunk.units, chunk.items))
+                total = chunk.units, chunk.items
+                left, right = wire.first(chunk.payload, self.schema, half, total=total)
                 older.append(chunk.piece(left, 0))
                 newer.append(chunk.piece(right, half))
                 half = 0

@@ -34,27 +34,25 @@ def _run(folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
-def test_ci_runs_every_stage_of_make_test(tmp_path: Path) -> None:
+def test_ci_runs_make_test_which_has_every_stage(tmp_path: Path) -> None:
     done = _run(tmp_path, _checkout(tmp_path, "exit 0"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "CI passed" in done.stdout
     calls = (tmp_path / "calls").read_text()
-    for stage in ("dev", "lint", "types", "unit", "e2e"):
+    for stage in ("dev", "test"):
         assert f" {stage}\n" in calls
     line = next(row for row in (ROOT / "Makefile").read_text().splitlines() if row[:6] == "test: ")
     assert line.partition("##")[0].split()[1:] == ["lint", "types", "unit", "e2e"]
 
 
-@pytest.mark.parametrize(("stage", "status"), [("unit", 5), ("e2e", 5), ("lint", 2), ("dev", 2)])
-def test_ci_fails_when_a_stage_fails_or_no_test_ran(
-    tmp_path: Path, stage: str, status: int
-) -> None:
+@pytest.mark.parametrize(("stage", "status"), [("test", 2), ("dev", 2)])
+def test_ci_fails_when_a_stage_fails(tmp_path: Path, stage: str, status: int) -> None:
     script = f'case "$*" in *{stage}*) exit {status} ;; esac'
     done = _run(tmp_path, _checkout(tmp_path, script))
     assert done.returncode == status
     assert "CI FAILED in" in done.stdout
     assert "CI passed" not in done.stdout
-    assert f" {stage}\n" in (tmp_path / "calls").read_text().splitlines(keepends=True)[-1]
+    assert (tmp_path / "calls").read_text().splitlines()[-1].endswith(f" {stage}")
 
 
 def test_pytest_does_not_pass_when_it_collects_nothing(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -221,7 +222,7 @@ def test_a_failing_destination_is_probed_by_one_export_at_a_time() -> None:
     world.run(300)
     assert world.most == 1
     times = [at for at, _, _ in world.exports[first:]]
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     assert len(gaps) > 60
     assert all(0.5 <= gap <= 5.02 for gap in gaps)
     assert max(gaps) - min(gaps) > 2
@@ -271,7 +272,7 @@ def test_but_connections_that_are_lost_again_and_again_are() -> None:
     world = World(lambda *_: replace(DOWN, rerouted=True))
     world.send(range(512))
     world.run(60)
-    assert [type(event) for event in world.events][0] is OutageBegan
+    assert isinstance(world.events[0], OutageBegan)
     assert len(world.exports) < 120
 
 
