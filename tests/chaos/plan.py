@@ -167,15 +167,14 @@ def draw(seed: int, *, length: float = 1.0) -> Plan:
     poison: set[int] = set()
     venom = Behaviour()
     if rng.random() < 0.25:
-        spans = sum(each.items for each in requests if each.signal is TRACES)
-        poison = (
-            {rng.randrange(1, spans + 1) for _ in range(rng.choice((1, 1, 2, 5)))}
-            if spans
-            else set()
+        count = sum(each.items for each in requests if each.signal is TRACES)
+        venom, reason, most = rng.choice(
+            (
+                (Behaviour(code="INVALID_ARGUMENT"), "rejected", 5),
+                (Behaviour(hang=True), "timeout", 2),  # Each takes the relay many time-outs.
+            )
         )
-        venom, reason = rng.choice(
-            ((Behaviour(code="INVALID_ARGUMENT"), "rejected"), (Behaviour(hang=True), "timeout"))
-        )
+        poison = {rng.randint(1, max(count, 1)) for _ in range(rng.randint(1, most))}
         lossy.add(reason)
     max_message = 4 * 1024 * 1024
     if rng.random() < 0.15:

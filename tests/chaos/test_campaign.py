@@ -41,7 +41,7 @@ async def test_nothing_is_lost_uncounted_whatever_the_network_and_the_collector_
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with faster():
-        reports = await several(range(20), ending, remote=False)
+        reports = await several(range(24), ending, remote=False)
     none_broken(reports, ending)
     assert sum(sum(report.dropped.values()) for report in reports) > 0
     assert sum(report.found for report in reports) > 1000
