@@ -240,7 +240,9 @@ class Http2(Socket):
             for at in range(0, len(payload), 6):
                 name, value = struct.unpack_from(">HI", payload, at)
                 if name == 3:
-                    self._limit = value
+                    # A server may still count a stream whose end it has just sent, and refuse
+                    # another (grpc-core does); clients of gRPC send those again, this one does not.
+                    self._limit = max(1, value * 3 // 4)
                 elif name == 4:
                     for job in self._sending:
                         job[2] += value - self._initial
@@ -317,6 +319,7 @@ class Client:
         self._under_way: set[int] = set()
         self._next = 0
         self._turn = 0
+        self._all_busy = False
 
     def under_way(self) -> bool:
         unfinished = self._next < self.task.requests or bool(self._under_way)
@@ -324,6 +327,7 @@ class Client:
 
     def send_due(self, now: float) -> None:
         """Start what is due, on the connections in turn, as long as one of them is free."""
+        was_busy, self._all_busy = self._all_busy, False
         touched = set()
         while self._next < self.task.requests and self.due[self._next] <= now:
             for _ in self._connections:
@@ -332,11 +336,13 @@ class Client:
                 if connection.idle():
                     break
             else:
-                break  # it waits, and its clock runs
+                self._all_busy = True  # it waits, and its clock runs
+                break
             connection.start(self._next)
             touched.add(connection)
             self._under_way.add(self._next)
-            self.late.append(now - self.due[self._next])
+            if not was_busy:  # else the server held it up, not this client
+                self.late.append(now - self.due[self._next])
             self._next += 1
         for connection in touched:
             self._pump(connection)
@@ -345,8 +351,8 @@ class Client:
         """Until something is due or answered; takes the answers."""
         at = now()
         wait = self.deadline - at
-        # What is due already waits for a free connection, so for an answer.
-        if self._next < self.task.requests and self.due[self._next] > at:
+        # If none is free, an answer is what frees one.
+        if self._next < self.task.requests and not self._all_busy:
             wait = self.due[self._next] - at
         readable, writable, _ = select.select(
             list(self._by_socket), list(self._writing), [], max(wait, 0)
