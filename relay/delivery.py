@@ -135,7 +135,7 @@ class OutageBegan:
 
 @dataclass(frozen=True, slots=True)
 class OutageContinues:
-    """Another attempt failed, ``seconds`` into an outage in which ``lost`` items went so far."""
+    """Another attempt failed, ``seconds`` into an outage that displaced ``lost`` items so far."""
 
     seconds: float
     lost: int
@@ -145,7 +145,7 @@ class OutageContinues:
 
 @dataclass(frozen=True, slots=True)
 class OutageEnded:
-    """An export was accepted after an outage of ``seconds``, in which ``lost`` items went."""
+    """An export was answered after an outage of ``seconds`` that displaced ``lost`` items."""
 
     seconds: float
     lost: int
@@ -221,7 +221,7 @@ class Delivery:
         self._suspect_last = False
         self._probe_at: float | None = None
         self._outage_began: float | None = None
-        self._dropped_before = 0
+        self._displaced_before = 0
         self._unimplemented = 0
         self._unimplemented_until: float | None = None
 
@@ -361,9 +361,7 @@ class Delivery:
 
     def _leave(self, chunks: list[Chunk[Case]], case: Case | None) -> Batch:
         payload = (
-            chunks[0].payload
-            if len(chunks) == 1
-            else b"".join([chunk.payload for chunk in chunks])
+            chunks[0].payload if len(chunks) == 1 else b"".join([chunk.payload for chunk in chunks])
         )
         items = 0
         units = 0
@@ -453,9 +451,9 @@ class Delivery:
         self._reroutes = 0
         self._probe_at = None
         if self._outage_began is not None:
-            lost = self.ledger.dropped.total() - self._dropped_before
-            self._notify(OutageEnded(now - self._outage_began, lost))
+            self._notify(OutageEnded(now - self._outage_began, self._lost()))
             self._outage_began = None
+        self._displaced_before = self._displaced()
 
     def _failing(self, failure: Retryable, now: float) -> None:
         """The destination fails: one probe at a time from now on."""
@@ -463,12 +461,21 @@ class Delivery:
         self._probe_at = now + retry.delay(self._failures, failure.delay, self._random())
         if self._outage_began is None:
             self._outage_began = now
-            self._dropped_before = self.ledger.dropped.total()
             self._notify(OutageBegan(failure.code, failure.message))
             return
-        lost = self.ledger.dropped.total() - self._dropped_before
         seconds = now - self._outage_began
-        self._notify(OutageContinues(seconds, lost, failure.code, failure.message))
+        self._notify(OutageContinues(seconds, self._lost(), failure.code, failure.message))
+
+    def _displaced(self) -> int:
+        dropped = self.ledger.dropped
+        return dropped["queue_full"] + dropped["queue_bytes"]
+
+    def _lost(self) -> int:
+        """Items displaced since the destination last answered, not only since it is known to fail.
+
+        An export may hang for long before it tells of an outage.
+        """
+        return self._displaced() - self._displaced_before
 
     def _retry(self, taken: Batch, failure: Retryable, now: float) -> None:
         others = self._successes > taken.number

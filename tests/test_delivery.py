@@ -249,6 +249,27 @@ def test_an_outage_is_told_once_and_its_end_with_what_was_lost() -> None:
     assert 30 <= ended.seconds <= 36
 
 
+def test_what_a_hang_costs_before_it_is_known_to_be_one_is_told_too() -> None:
+    world = World(lambda *_: HUNG)
+    for start in range(0, 10_000, 100):
+        world.send(range(start, start + 100))
+    world.run(TIMEOUT + 1)
+    world.collector = accept
+    world.run(2 * TIMEOUT + 6)
+    assert world.got == list(range(7952, 10_000))
+    assert isinstance(world.events[0], OutageBegan)
+    assert isinstance(world.events[-1], OutageEnded)
+    assert world.events[-1].lost == 7952
+    # What was lost is told once.
+    world.connects = False
+    world.send(range(10_000, 10_600))
+    world.run(1)
+    world.connects = True
+    world.run(12)
+    assert isinstance(world.events[-1], OutageEnded)
+    assert world.events[-1].lost == 0
+
+
 def test_throttling_is_waited_for() -> None:
     world = World(lambda *_: replace(DOWN, delay=20.0))
     world.send(range(512))
@@ -627,7 +648,5 @@ class DeliveryMachine(RuleBasedStateMachine):
         assert self.delivery.ring.items <= 50
 
 
-DeliveryMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None
-)
+DeliveryMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestDelivery = DeliveryMachine.TestCase
