@@ -291,7 +291,7 @@ class Bench:
 
         Sustained: every request was answered with success, no answer took longer than a second,
         and the sink had everything a second after the last answer. So a queue that fills is no
-        capacity.
+        capacity. A rate fails when it fails twice.
         """
         cases = [
             {"transport": "grpc", "spans": 100, "delay_ms": each} for each in self.plan.delays_ms
@@ -302,7 +302,7 @@ class Bench:
             self.sink.start()
             best, beyond, why = 0, None, ""
             for rate in self.plan.ladder:
-                why = self._sustains(who, rate, case["spans"])
+                why = self._fails(who, rate, case["spans"])
                 if why:
                     beyond = rate
                     break
@@ -311,7 +311,7 @@ class Bench:
                 if beyond is None or best == 0:
                     break
                 rate = (best + beyond) // 2
-                failed = self._sustains(who, rate, case["spans"])
+                failed = self._fails(who, rate, case["spans"])
                 if failed:
                     beyond, why = rate, failed
                 else:
@@ -324,6 +324,10 @@ class Bench:
         self.sink.delay = 0.0
         self.sink.start()
 
+    def _fails(self, who: Contestant, rate: int, spans: int) -> str:
+        """Empty, or why not; a second attempt, since the machine may have stalled."""
+        return self._sustains(who, rate, spans) and self._sustains(who, rate, spans)
+
     def _sustains(self, who: Contestant, rate: int, spans: int) -> str:
         """Empty, or why not."""
         with contestants.running(who, self.setting()) as running:
@@ -332,13 +336,14 @@ class Bench:
             done = self.paced(running, rate, spans, self.plan.ladder_seconds, patience=5)
             sent = done["requests"] * spans
             arrived = self.sink.wait_for(before + sent, 1.0) - before
+            lost = before + sent - self.sink.wait_for(before + sent, 8.0)
         if done["answered"] < done["requests"]:
             return f"{done['requests'] - done['answered']} of {done['requests']} requests refused"
         if arrived != sent:
-            return f"{sent - arrived} of {sent} spans missing a second later"
+            late = sent - arrived - lost
+            return f"of {sent} spans {lost} lost, {late} more than a second late"
         if done["answer_ms"]["max"] > 1000:
-            late = done["late_ms"]["p99"]
-            return f"an answer took {done['answer_ms']['max']:.0f} ms (client late: {late:.0f} ms)"
+            return f"an answer took {done['answer_ms']['max']:.0f} ms"
         return ""
 
     # ---------------------------------------------------------------- 4. memory
