@@ -152,7 +152,7 @@ def _words(does: Behave | Faults | Network | None) -> str:
 
 RETRYABLE: Final = ("UNAVAILABLE", "ABORTED", "CANCELLED", "OUT_OF_RANGE", "DATA_LOSS")
 FINAL: Final = ("INTERNAL", "UNKNOWN", "PERMISSION_DENIED", "INVALID_ARGUMENT", "NOT_FOUND")
-WORDS: Final = (b"HTTP/1.1 500 Oops\r\n\r\n", b"\0" * 64, b"SSH-2.0-OpenSSH_9.9\r\n", b"\xff" * 999)
+WORDS: Final = (b"HTTP/1.1 503 Oops\r\n\r\n", b"\0" * 64, b"SSH-2.0-OpenSSH_9.9\r\n", b"\xff" * 999)
 
 _PLAIN: Final = frozenset({"queue_full", "queue_bytes"})
 
