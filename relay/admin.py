@@ -1,4 +1,4 @@
-"""The admin listener: metrics, health, readiness and status, over plain HTTP, read-only.
+"""The admin listener: metrics, health, readiness, status and its page; plain HTTP, read-only.
 
 Readiness is the relay's own: it does not depend on the collector.
 
@@ -7,6 +7,7 @@ Sources: contract, sections 2, 4 and 7; OpenMetrics 1.0 (content negotiation).
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -14,6 +15,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from relay import page
 from relay.receivers import Listen
 from relay.receivers.sockets import UnixSocketFile, address, tcp_sockets, unix_socket
 
@@ -48,6 +50,8 @@ class Admin:
         self._socket_mode = socket_mode
         self._runner: web.AppRunner | None = None
         self._file: UnixSocketFile | None = None
+        self._history = page.History()
+        self._sampling: asyncio.TimerHandle | None = None
 
     async def start(self) -> list[str]:
         """Listen; returns the bound addresses.
@@ -68,12 +72,16 @@ class Admin:
             app, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE
         )
         await self._runner.setup()
+        self._sample()
         for sock in sockets:
             await web.SockSite(self._runner, sock).start()
         return [address(sock) for sock in sockets]
 
     async def stop(self) -> None:
         """Close the listener. Idempotent."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+            self._sampling = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -87,6 +95,8 @@ class Admin:
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/status.json": self._status_json,
+            "/history.json": self._history_json,
+            **{path: _serve(asset) for path, asset in page.assets().items()},
         }
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -104,6 +114,26 @@ class Admin:
         return web.Response(status=503, text="not ready: starting or stopping\n")
 
     async def _status_json(self, _: web.Request) -> web.Response:
-        response = web.json_response(self._status())
-        response.headers["Cache-Control"] = "no-store"
-        return response
+        return _json(self._status())
+
+    async def _history_json(self, _: web.Request) -> web.Response:
+        return _json(self._history.document())
+
+    def _sample(self) -> None:
+        self._history.add(self._status())
+        loop = asyncio.get_running_loop()
+        self._sampling = loop.call_later(page.INTERVAL, self._sample)
+
+
+def _json(document: Mapping[str, object]) -> web.Response:
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return web.json_response(document, headers=headers)
+
+
+def _serve(asset: page.Asset) -> _Handler:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(
+            text=asset.text, content_type=asset.content_type, charset="utf-8", headers=page.HEADERS
+        )
+
+    return answer

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Protocol
 
 from relay import __version__, processors, tls
@@ -253,10 +254,12 @@ class Daemon:
         ring = delivery.ring
         now = pipeline.clock()
         failing = ledger.failing_since
+        outage = self._reporters[name].last_outage
         exporter = self._config.exporters[name]
         return {
             **_ledger(ledger),
             "in_flight": ledger.in_flight,
+            "refused": _refused(pipeline.requests),
             "queue": {
                 "items": ring.items,
                 "bytes": ring.retained,
@@ -271,6 +274,7 @@ class Daemon:
                 "last_success": pipeline.last_success,
                 "outage_seconds": 0.0 if failing is None else now - failing,
             },
+            "last_outage": None if outage is None else asdict(outage),
             "errors": [
                 {"at": incident.at, "code": incident.code, "message": incident.message}
                 for incident in self._reporters[name].incidents
@@ -286,6 +290,15 @@ def _ledger(ledger: Ledger) -> dict[str, object]:
         "exported": ledger.exported,
         "attempts": dict(ledger.attempts),
     }
+
+
+def _refused(requests: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """Requests by outcome that are not among what was received, over both transports."""
+    found: dict[str, int] = {}
+    for (_, outcome), count in requests.items():
+        if outcome != "accepted":
+            found[outcome] = found.get(outcome, 0) + count
+    return found
 
 
 def _warn(message: str) -> None:

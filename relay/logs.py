@@ -26,7 +26,7 @@ from relay.delivery import (
 )
 from relay.otlp import SignalSchema
 
-__all__ = ["Incident", "Reporter", "event", "set_up"]
+__all__ = ["Incident", "PastOutage", "Reporter", "event", "set_up"]
 
 INTERVAL: Final = 30.0
 """Seconds between two lines about one lasting condition."""
@@ -100,6 +100,15 @@ class Incident:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class PastOutage:
+    """An outage that is over. ``ended_at``: Unix time; ``seconds`` it took; ``lost`` items."""
+
+    ended_at: float
+    seconds: float
+    lost: int
+
+
 class Reporter:
     """Turns one signal's events into log lines, few enough to be read."""
 
@@ -117,6 +126,7 @@ class Reporter:
         self._unsaid: dict[str, int] = {}
         self.incidents: deque[Incident] = deque(maxlen=_KEPT)
         """The latest incidents, oldest first."""
+        self.last_outage: PastOutage | None = None
 
     def __call__(self, happened: Event) -> None:
         """Report one event."""
@@ -142,6 +152,7 @@ class Reporter:
                         detail=message,
                     )  # fmt: skip
             case OutageEnded(seconds, lost):
+                self.last_outage = PastOutage(self._wall(), seconds, lost)
                 event(
                     _log, logging.INFO, "outage_ended",
                     f"{signal}: exporting again after {seconds:.1f} s;"

@@ -33,7 +33,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"receivers.sockets", "receivers.health", "headers", "tls", "delivery"})
     | frozenset({"processors.*"}),
     frozenset({"receivers.*", "exporters.*", "pipeline"}),
-    frozenset({"telemetry", "logs"}),
+    frozenset({"telemetry", "logs", "page.*"}),
+    frozenset({"page"}),
     frozenset({"admin", "config"}),
     frozenset({"daemon", "sink"}),
     frozenset({"commands"}),
