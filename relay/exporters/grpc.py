@@ -277,7 +277,7 @@ async def _why_not(channel: grpc.aio.Channel) -> str:
         await call(b"", timeout=0.2)
     except grpc.aio.AioRpcError as error:
         details = error.details() or error.code().name
-        return details.removeprefix("failed to connect to all addresses; last error: ")
+        return details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
     except grpc.aio.UsageError:
         pass  # Closed meanwhile.
     except asyncio.CancelledError:
