@@ -232,10 +232,6 @@ class Daemon:
     def _by_signal(self) -> list[tuple[str, Pipeline]]:
         return list(self.pipelines.by_signal.items())
 
-    def _ledger_line(self) -> str:
-        parts = []
-        for name, pipeline in self._by_signal():
-            delivery = pipeline.delivery
     def _ledgers(self) -> dict[str, dict[str, object]]:
         return {
             name: {
@@ -245,6 +241,10 @@ class Daemon:
             for name, pipeline in self._by_signal()
         }
 
+    def _ledger_line(self) -> str:
+        parts = []
+        for name, pipeline in self._by_signal():
+            delivery = pipeline.delivery
             ledger = delivery.ledger
             received = ledger.received.total()
             if not received:
