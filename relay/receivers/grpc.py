@@ -13,19 +13,12 @@ import grpc
 import grpc.aio
 
 from relay.otlp import SIGNALS, SignalSchema
-from relay.receivers import Consumer, Listen, ReceiverConfig, Refusal, RefusedError
+from relay.receivers import Consumer, Listen, ReceiverConfig, Refusal, RefusedError, health
 from relay.receivers.sockets import UnixSocketFile, claim_unix, tcp_sockets
 
 __all__ = ["GrpcReceiver"]
 
 _log = logging.getLogger(__name__)
-
-HEALTH_SERVICE = "grpc.health.v1.Health"
-
-# HealthCheckResponse { status = 1 }: SERVING 1, NOT_SERVING 2, SERVICE_UNKNOWN 3.
-_SERVING = b"\x08\x01"
-_NOT_SERVING = b"\x08\x02"
-_SERVICE_UNKNOWN = b"\x08\x03"
 
 _CODES = {
     Refusal.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -79,7 +72,7 @@ class GrpcReceiver:
                 {"Export": grpc.unary_unary_rpc_method_handler(self._handler(schema))},
             )
         server.add_registered_method_handlers(
-            HEALTH_SERVICE,
+            health.SERVICE,
             {
                 "Check": grpc.unary_unary_rpc_method_handler(self._check),
                 "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
@@ -155,15 +148,10 @@ class GrpcReceiver:
 
         return export
 
-    def _status(self, service: str) -> bytes | None:
-        if service and service not in {schema.service for schema in SIGNALS}:
-            return None
-        return _SERVING if self._serving else _NOT_SERVING
-
     async def _check(
         self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> bytes:
-        status = self._status(_service(request))
+        status = health.status(health.requested(request), serving=self._serving)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         return status or b""
@@ -171,19 +159,11 @@ class GrpcReceiver:
     async def _watch(
         self, request: bytes, _: grpc.aio.ServicerContext[bytes, bytes]
     ) -> AsyncIterator[bytes]:
-        service = _service(request)
-        told = self._status(service)
-        yield told or _SERVICE_UNKNOWN
+        told = health.status(health.requested(request), serving=self._serving)
+        yield told or health.SERVICE_UNKNOWN
         # The one change there ever is: from serving to not serving.
-        if told == _SERVING:
+        if told == health.SERVING:
             await self._changed.wait()
-            yield _NOT_SERVING
+            yield health.NOT_SERVING
         # The stream stays open until the client or the server ends it.
         await asyncio.Event().wait()
-
-
-def _service(request: bytes) -> str:
-    """HealthCheckRequest { service = 1 }, written by hand: one short string."""
-    if len(request) > 1 and request[0] == 0x0A:
-        return request[2:].decode(errors="replace")
-    return ""
