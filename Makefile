@@ -92,6 +92,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 .PHONY: requirements
 requirements: $(VENV)/.installed-dev ## pin and hash the dependencies anew (UPGRADE=--upgrade for newer ones)
 	$(COMPILE) pyproject.toml -o requirements/run.txt
+	$(COMPILE) pyproject.toml --extra fast -c requirements/run.txt -o requirements/fast.txt
 	$(COMPILE) --group pyproject.toml:build -o requirements/build.txt
 	$(COMPILE) pyproject.toml --group test -c requirements/run.txt -o requirements/test.txt
 	$(COMPILE) pyproject.toml --group dev -c requirements/test.txt -c requirements/build.txt \

@@ -32,9 +32,8 @@ _log = logging.getLogger(__name__)
 STOP_GRACE = 1.0
 """Seconds that requests under way have to be answered once the listeners close."""
 
-RESERVE = 1.0
-"""Seconds of the shutdown limit that are kept for closing connections and ending the process; of a
-short limit a quarter."""
+RESERVE = 0.5
+"""Seconds of the shutdown limit that are kept for closing connections and the last line."""
 
 
 class Receiver(Protocol):
@@ -111,13 +110,7 @@ class Daemon:
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Begin an orderly shutdown; at the second call, end at once."""
         if self._signal:
-            event(
-                _log,
-                logging.WARNING,
-                "killed",
-                f"second signal: {self._ledger_line()}",
-                ledger=self._ledgers(),
-            )
+            event(_log, logging.WARNING, "killed", f"second signal: {self._ledger_line()}")
             logging.shutdown()
             os._exit(128 + number)
         self._signal = number
@@ -149,7 +142,11 @@ class Daemon:
     def _build_receivers(self) -> dict[str, Receiver]:
         config = self._config.receivers
         found: dict[str, Receiver] = {}
-        if not config.grpc.off:
+        if not config.grpc.off and config.grpc_engine == "h2corn":
+            from relay.receivers.h2 import H2Receiver  # noqa: PLC0415 - an extra
+
+            found["grpc"] = H2Receiver(config, self.pipelines, warn=_warn)
+        elif not config.grpc.off:
             from relay.receivers.grpc import GrpcReceiver  # noqa: PLC0415 - off costs nothing
 
             credentials = (
@@ -198,18 +195,17 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         config = self._config
-        limit = config.shutdown_timeout
-        deadline = time.monotonic() + limit - min(RESERVE, limit / 4)
+        deadline = time.monotonic() + config.shutdown_timeout
         self._ready = False
         name = signal.Signals(self._signal).name
         linger = 0.0 if self._signal == signal.SIGINT else config.shutdown_linger
-        linger = min(linger, limit - min(RESERVE, limit / 4))
-        lingering = f"taking requests for another {linger:g} s, then " if linger else ""
+        linger = min(linger, max(config.shutdown_timeout - RESERVE, 0.0))
         event(
             _log,
             logging.INFO,
             "stopping",
-            f"{name}: {lingering}sending what waits; at most {limit:g} s in all",
+            f"{name}: taking requests for another {linger:g} s, then flushing; at most"
+            f" {config.shutdown_timeout:g} s in all",
         )
         grpc = self._receivers.get("grpc")
         if grpc is not None:
@@ -217,29 +213,21 @@ class Daemon:
         await asyncio.sleep(linger)
         for receiver in self._receivers.values():
             receiver.stopping()
-        grace = min(STOP_GRACE, max(deadline - time.monotonic(), 0.0))
+        left = deadline - time.monotonic()
+        grace = min(STOP_GRACE, max(left - RESERVE, 0.0))
         await asyncio.gather(*(receiver.stop(grace) for receiver in self._receivers.values()))
-        left = max(deadline - time.monotonic(), 0.0)
-        lost = sum((await self.pipelines.drain(left)).values())
+        left = deadline - RESERVE - time.monotonic()
+        lost = sum((await self.pipelines.drain(max(left, 0.0))).values())
         event(
             _log,
             logging.WARNING if lost else logging.INFO,
             "stopped",
             f"stopped: {self._ledger_line()}",
-            ledger=self._ledgers(),
+            ledger={name: _ledger(p.delivery.ledger) for name, p in self._by_signal()},
         )
 
     def _by_signal(self) -> list[tuple[str, Pipeline]]:
         return list(self.pipelines.by_signal.items())
-
-    def _ledgers(self) -> dict[str, dict[str, object]]:
-        return {
-            name: {
-                **_ledger(pipeline.delivery.ledger),
-                "not_sent": pipeline.delivery.ring.items + pipeline.delivery.ledger.in_flight,
-            }
-            for name, pipeline in self._by_signal()
-        }
 
     def _ledger_line(self) -> str:
         parts = []

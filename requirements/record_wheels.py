@@ -1,9 +1,10 @@
 """Record which wheel of each run dependency serves which platform and Python: wheels.txt.
 
-`make requirements` runs this after compiling the pins. It asks pip to resolve run.txt with wheels
-only, for every platform and Python that the relay promises, and fails if one has no wheel: a
-dependency that needs a compiler, or that exists for one processor only, does not get in. The tests
-hold the record against run.txt without any network.
+`make requirements` runs this after compiling the pins. It asks pip to resolve fast.txt, which is
+run.txt and what the extra `fast` adds, with wheels only, for every platform and Python that the
+relay promises, and fails if one has no wheel: a dependency that needs a compiler, or that exists
+for one processor only, does not get in. The tests hold the record against fast.txt without any
+network.
 
 Usage: python requirements/record_wheels.py
 """
@@ -41,7 +42,7 @@ def wheels(python: str, tags: tuple[str, ...]) -> list[tuple[str, str]]:
         command += ["--python-version", python, "--report", str(report)]
         for tag in tags:
             command += ["--platform", tag]
-        command += ["--requirement", str(HERE / "run.txt")]
+        command += ["--requirement", str(HERE / "fast.txt")]
         subprocess.run(command, check=True)
         installs = json.loads(report.read_text())["install"]
     found = []
@@ -54,7 +55,7 @@ def wheels(python: str, tags: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def main() -> None:
     """Write wheels.txt: platform, Python, wheel, sha256, one wheel a line."""
-    lines = ["# Made by record_wheels.py: which wheel of run.txt serves which platform and Python."]
+    lines = ["# Made by record_wheels.py: which wheel of fast.txt serves which platform, Python."]
     for platform, tags in sorted(PLATFORMS.items()):
         for python in PYTHONS:
             found = sorted(wheels(python, tags))

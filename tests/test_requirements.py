@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from relay.config.settings import FAST_EXTRA
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("run", "build", "test", "dev", "bench")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -50,7 +52,9 @@ def test_every_line_is_a_pin_with_hashes_and_nothing_else(file: str) -> None:
     assert "://" not in (ROOT / "requirements" / f"{file}.txt").read_text()
 
 
-@pytest.mark.parametrize(("small", "large"), [("run", "test"), ("test", "dev"), ("build", "dev")])
+@pytest.mark.parametrize(
+    ("small", "large"), [("run", "fast"), ("fast", "test"), ("test", "dev"), ("build", "dev")]
+)
 def test_the_larger_file_pins_the_same_versions(small: str, large: str) -> None:
     inner, outer = pins(small), pins(large)
     assert {name: inner[name] for name in inner} == {name: outer.get(name) for name in inner}
@@ -74,22 +78,25 @@ def test_every_dependency_of_the_project_is_pinned() -> None:
         for item in project["project"]["dependencies"]
     }
     assert run <= set(pins("run"))
+    (fast,) = project["project"]["optional-dependencies"]["fast"]
+    name, version = fast.split("==")
+    assert pins("fast")[name][0] == version == FAST_EXTRA
     for group in ("build", "test", "dev", "bench"):
         assert names(group) <= set(pins(group)), group
 
 
 def test_every_run_dependency_has_a_wheel_for_every_platform_and_python() -> None:
-    pinned = pins("run")
+    pinned = pins("fast")
     recorded: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for line in (ROOT / "requirements" / "wheels.txt").read_text().splitlines():
         if line.startswith("#"):
             continue
         platform, python, wheel, digest = line.split(" ")
         name, version, *_, tag_python, tag_abi, tag_platform = wheel.removesuffix(".whl").split("-")
-        assert normal(name) in pinned, f"{wheel} is not in run.txt: run make requirements"
+        assert normal(name) in pinned, f"{wheel} is not in fast.txt: run make requirements"
         pin, hashes = pinned[normal(name)]
-        assert version == pin, f"{wheel}, but run.txt has {pin}: run make requirements"
-        assert digest in hashes, f"{wheel}: run.txt does not allow this file"
+        assert version == pin, f"{wheel}, but fast.txt has {pin}: run make requirements"
+        assert digest in hashes, f"{wheel}: fast.txt does not allow this file"
         assert re.fullmatch(PLATFORMS[platform] + "|any", tag_platform), f"{wheel} for {platform}"
         major, minor = python.split(".")
         fits = {f"cp{major}{minor}", f"py{major}", f"py2.py{major}"}

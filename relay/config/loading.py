@@ -337,17 +337,37 @@ class _Loading:
                 "RELAY_GRPC_LISTEN=off with RELAY_HTTP_LISTEN=off: nothing could be received; "
                 "give one of them an address"
             )
+        tls = self._server_tls()
+        self._check_engine(grpc, tls)
         return ReceiverConfig(
             grpc=grpc,
             http=http,
             socket_mode=self._get(s.SOCKET_MODE),
-            tls=self._server_tls(),
+            tls=tls,
             max_request_bytes=self._get(s.MAX_REQUEST_BYTES),
             max_connections=self._get(s.MAX_CONNECTIONS),
             max_streams=self._get(s.MAX_STREAMS),
             request_timeout=self._get(s.REQUEST_TIMEOUT),
             grpc_engine=self._get(s.GRPC_ENGINE),
         )
+
+    def _check_engine(self, listen: Listen, tls: ServerTls | None) -> None:
+        """Refuse what the chosen engine cannot do, and an engine that is not there."""
+        engine = self._resolve(s.GRPC_ENGINE)
+        if engine.value == s.GRPC_ENGINES[0] or listen.off:
+            return
+        line = f"{engine.source.label.removeprefix('flag ')}={engine.value}"
+        found = self._machine.installed(engine.value)
+        if found != s.FAST_EXTRA:
+            why = f"version {found} is installed" if found else "not installed"
+            self._fault(
+                f"{line}: {why}, needs {s.FAST_EXTRA} (pip install 'otlp-relay[fast]' brings it)"
+            )
+        if listen.path and tls is not None:
+            self._fault(
+                f"{line}: no TLS on a Unix socket (RELAY_GRPC_LISTEN=unix:{listen.path}); "
+                f"{s.GRPC_ENGINES[0]} can"
+            )
 
     def _server_tls(self) -> ServerTls | None:
         cert, key = self._file(s.TLS_CERT_FILE), self._file(s.TLS_KEY_FILE)

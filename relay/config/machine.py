@@ -37,6 +37,16 @@ def why_unreadable(path: str) -> str:
     return ""
 
 
+def installed(distribution: str) -> str:
+    """The version of a distribution that is installed; empty when it is not."""
+    from importlib import metadata  # noqa: PLC0415 - only for who chose another engine
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What :func:`relay.config.load` asks; the defaults ask the real one."""
@@ -44,6 +54,7 @@ class Machine:
     is_own_address: Callable[[str], bool] = is_own_address
     why_unreadable: Callable[[str], str] = why_unreadable
     real_path: Callable[[str], str] = os.path.realpath
+    installed: Callable[[str], str] = installed
 
 
 THIS_MACHINE = Machine()

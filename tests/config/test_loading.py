@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.config import Config, Effective, Loaded, Machine, UnknownFlagError, load, parse_flags
-from relay.config.settings import BY_FLAG, SETTINGS, SIGNAL_NAMES, twin
+from relay.config.settings import BY_FLAG, FAST_EXTRA, SETTINGS, SIGNAL_NAMES, twin
 from relay.exporters import ClientTls, ExporterConfig
 from relay.limits import PipelineConfig
 from relay.processors.patterns import DEFAULT_EXCLUDED
@@ -339,6 +340,45 @@ def test_a_fault_in_an_otel_variable_is_warned_about_and_taken_as_unset(
 def test_these_faults_end_the_start(environ: dict[str, str]) -> None:
     (fault,) = faults(environ)
     assert fault.startswith(next(iter(environ)))
+
+
+FAST = {"RELAY_GRPC_ENGINE": "h2corn"}
+
+
+def with_engine(version: str) -> Machine:
+    return replace(MACHINE, installed={"h2corn": version}.__getitem__)
+
+
+def test_an_engine_that_is_installed_is_taken() -> None:
+    result = load({}, FAST, with_engine(FAST_EXTRA))
+    assert result.config is not None
+    assert result.config.receivers.grpc_engine == "h2corn"
+
+
+@pytest.mark.parametrize(
+    ("version", "why"), [("", "not installed"), ("1.5.1", "version 1.5.1 is installed")]
+)
+def test_an_engine_that_is_not_there_is_a_fault_that_names_the_extra(
+    version: str, why: str
+) -> None:
+    (fault,) = load({}, FAST, with_engine(version)).faults
+    assert fault == (
+        f"RELAY_GRPC_ENGINE=h2corn: {why}, needs {FAST_EXTRA} "
+        "(pip install 'otlp-relay[fast]' brings it)"
+    )
+    # Nobody needs what does not listen.
+    assert not load({}, {**FAST, "RELAY_GRPC_LISTEN": "off"}, with_engine(version)).faults
+
+
+def test_what_the_engine_cannot_serve_is_a_fault() -> None:
+    secure = {"RELAY_TLS_CERT_FILE": "/cert.pem", "RELAY_TLS_KEY_FILE": "/key.pem"}
+    local = {"RELAY_GRPC_LISTEN": "unix:/run/otlp.sock"}
+    machine = with_engine(FAST_EXTRA)
+    (fault,) = load(parse_flags(["--grpc-engine=h2corn"]), {**secure, **local}, machine).faults
+    assert fault.startswith("--grpc-engine=h2corn: no TLS on a Unix socket")
+    for fine in (secure, local):
+        assert not load({}, {**FAST, **fine}, machine).faults
+    assert not load({}, {**secure, **local}, machine).faults
 
 
 def test_a_fault_in_a_relay_variable_counts_even_where_a_flag_wins() -> None:

@@ -1,4 +1,5 @@
 import itertools
+import re
 import socket
 from pathlib import Path
 
@@ -43,3 +44,8 @@ def test_says_why_a_file_cannot_be_read(tmp_path: Path) -> None:
     assert why_unreadable(str(good)) == ""
     assert why_unreadable(str(tmp_path)) == "Is a directory"
     assert THIS_MACHINE.why_unreadable(str(tmp_path / "none")) == "No such file or directory"
+
+
+def test_tells_which_version_is_installed() -> None:
+    assert re.fullmatch(r"\d+\.\d+.*", THIS_MACHINE.installed("pytest"))
+    assert THIS_MACHINE.installed("no-such-distribution") == ""

@@ -1,4 +1,7 @@
-"""relay.receivers.grpc: real clients against the real server."""
+"""relay.receivers.grpc and relay.receivers.h2: real clients against the real servers.
+
+Every test runs with every engine: an engine is one that passes them all.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,11 @@ import grpc.aio
 import pytest
 
 from relay import tls, wire
+from relay.config.settings import GRPC_ENGINES
 from relay.otlp import METRICS, SIGNALS, TRACES, SignalSchema
 from relay.receivers import Listen, ReceiverConfig, Refusal, RefusedError, Transport
 from relay.receivers.grpc import GrpcReceiver
+from relay.receivers.h2 import H2Receiver
 from tests.numbered import spans
 from tests.pki import Authority
 
@@ -41,6 +46,7 @@ class Recorder:
     """A consumer that takes what is a request, as the pipeline does."""
 
     taken: list[tuple[SignalSchema, bytes, Transport]] = field(default_factory=list)
+    counted: list[tuple[str, Refusal]] = field(default_factory=list)
     unavailable: bool = False
     broken: bool = False
 
@@ -58,19 +64,40 @@ class Recorder:
     def refused(
         self, signal: SignalSchema, transport: Transport, refusal: Refusal, seconds: float
     ) -> None:
-        raise AssertionError("what this receiver refuses, the library refuses")
+        assert transport == "grpc"
+        assert seconds >= 0
+        self.counted.append((signal.name, refusal))
+
+
+class Engine:
+    """The engine under test."""
+
+    name = ""
+
+
+@pytest.fixture(autouse=True, params=GRPC_ENGINES)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = str(request.param)
+    monkeypatch.setattr(Engine, "name", name)
+    return name
+
+
+def build(config: ReceiverConfig, recorder: Recorder) -> GrpcReceiver | H2Receiver:
+    """Build a receiver as the daemon does."""
+    if Engine.name == "h2corn":
+        return H2Receiver(config, recorder, warn=pytest.fail)
+    assert Engine.name == "grpcio"
+    if config.tls is None:
+        return GrpcReceiver(config, recorder)
+    return GrpcReceiver(config, recorder, tls.grpc_server_credentials(config.tls, warn=pytest.fail))
 
 
 class Running:
     """A receiver that listens, and clients to it."""
 
-    def __init__(
-        self,
-        config: ReceiverConfig = CONFIG,
-        credentials: grpc.ServerCredentials | None = None,
-    ) -> None:
+    def __init__(self, config: ReceiverConfig = CONFIG) -> None:
         self.recorder = Recorder()
-        self.receiver = GrpcReceiver(config, self.recorder, credentials)
+        self.receiver = build(config, self.recorder)
         self.bound: list[str] = []
 
     @property
@@ -85,10 +112,8 @@ class Running:
 
 
 @asynccontextmanager
-async def running(
-    credentials: grpc.ServerCredentials | None = None, config: ReceiverConfig = CONFIG
-) -> AsyncIterator[Running]:
-    it = Running(config, credentials)
+async def running(config: ReceiverConfig = CONFIG) -> AsyncIterator[Running]:
+    it = Running(config)
     it.bound = await it.receiver.start()
     try:
         yield it
@@ -160,16 +185,19 @@ async def test_malformed_requests_are_invalid(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize("gzip", [False, True], ids=["as it is", "only once decompressed"])
-async def test_the_size_limit_is_that_of_the_decompressed_request(gzip: bool) -> None:
+async def test_the_size_limit_is_that_of_the_decompressed_request(engine: str, gzip: bool) -> None:
     config = replace(CONFIG, max_request_bytes=10_000)
     fits, large = (spans([1], pad=pad) for pad in (9_000, 10_000))
     assert len(fits) < 10_000 < len(large)
     async with running(config=config) as it, it.client() as client:
         code, words = await call(client, request=large, gzip=gzip)
         assert code == "RESOURCE_EXHAUSTED"
-        assert b"larger than max" in words
+        assert b"larger than" in words
         assert await call(client, request=fits, gzip=gzip) == ("OK", b"")
     assert [payload for _, payload, _ in it.recorder.taken] == [fits]
+    # What grpcio refuses never reaches us.
+    counted = [] if engine == "grpcio" else [("traces", Refusal.TOO_LARGE)]
+    assert it.recorder.counted == counted
 
 
 async def test_requests_of_more_than_4_mib_are_taken() -> None:
@@ -306,7 +334,7 @@ async def test_a_taken_port_is_neither_shared_nor_stolen() -> None:
     async with running() as it:
         port = int(it.target.rpartition(":")[2])
         for host in ("127.0.0.1", "localhost", "0.0.0.0"):
-            second = GrpcReceiver(replace(CONFIG, grpc=Listen(host, port)), Recorder())
+            second = build(replace(CONFIG, grpc=Listen(host, port)), Recorder())
             with pytest.raises(OSError, match="another process listens there") as caught:
                 await second.start()
             assert str(port) in str(caught.value)
@@ -318,7 +346,7 @@ async def test_a_taken_port_is_neither_shared_nor_stolen() -> None:
 async def test_a_port_that_somebody_else_serves_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        receiver = GrpcReceiver(replace(CONFIG, grpc=Listen("127.0.0.1", port)), Recorder())
+        receiver = build(replace(CONFIG, grpc=Listen("127.0.0.1", port)), Recorder())
         with pytest.raises(OSError, match=rf"127\.0\.0\.1:{port}: another process listens there"):
             await receiver.start()
 
@@ -362,7 +390,7 @@ async def test_a_served_unix_socket_is_not_stolen_and_a_stale_one_is_replaced(
     path = tmp_path / "otlp.sock"
     config = replace(CONFIG, grpc=Listen(path=str(path)))
     async with running(config=config) as it:
-        second = GrpcReceiver(config, Recorder())
+        second = build(config, Recorder())
         with pytest.raises(OSError, match="another process listens there"):
             await second.start()
         await second.stop(0)
@@ -374,23 +402,22 @@ async def test_a_served_unix_socket_is_not_stolen_and_a_stale_one_is_replaced(
         assert await call(client) == ("OK", b"")
     path.write_text("no socket")
     with pytest.raises(OSError, match="no socket is in the way"):
-        await GrpcReceiver(config, Recorder()).start()
+        await build(config, Recorder()).start()
     assert path.read_text() == "no socket"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 async def test_a_directory_that_may_not_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    receiver = GrpcReceiver(replace(CONFIG, grpc=Listen(path=str(tmp_path / "s"))), Recorder())
+    receiver = build(replace(CONFIG, grpc=Listen(path=str(tmp_path / "s"))), Recorder())
     with pytest.raises(OSError, match=f"cannot listen on unix:{tmp_path}/s"):
         await receiver.start()
 
 
 async def test_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    server = tls.grpc_server_credentials(authority.server(), warn=pytest.fail)
     client = grpc.ssl_channel_credentials(authority.path.read_bytes())
-    async with running(server) as it:
+    async with running(replace(CONFIG, tls=authority.server())) as it:
         port = it.target.rpartition(":")[2]
         async with grpc.aio.secure_channel(f"localhost:{port}", client, options=OWN) as channel:
             assert await call(channel) == ("OK", b"")
@@ -452,11 +479,11 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_end() -> None:
 
 
 async def test_stop_before_start_and_after_a_failed_start() -> None:
-    receiver = GrpcReceiver(CONFIG, Recorder())
+    receiver = build(CONFIG, Recorder())
     await receiver.stop(0)
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = Listen("127.0.0.1", other.getsockname()[1])
-        receiver = GrpcReceiver(replace(CONFIG, grpc=taken), Recorder())
+        receiver = build(replace(CONFIG, grpc=taken), Recorder())
         with pytest.raises(OSError, match="cannot listen"):
             await receiver.start()
         await receiver.stop(1)
