@@ -32,8 +32,9 @@ _log = logging.getLogger(__name__)
 STOP_GRACE = 1.0
 """Seconds that requests under way have to be answered once the listeners close."""
 
-RESERVE = 0.5
-"""Seconds of the shutdown limit that are kept for closing connections and the last line."""
+RESERVE = 1.0
+"""Seconds of the shutdown limit that are kept for closing connections and ending the process; of a
+short limit a quarter."""
 
 
 class Receiver(Protocol):
@@ -110,7 +111,13 @@ class Daemon:
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Begin an orderly shutdown; at the second call, end at once."""
         if self._signal:
-            event(_log, logging.WARNING, "killed", f"second signal: {self._ledger_line()}")
+            event(
+                _log,
+                logging.WARNING,
+                "killed",
+                f"second signal: {self._ledger_line()}",
+                ledger=self._ledgers(),
+            )
             logging.shutdown()
             os._exit(128 + number)
         self._signal = number
@@ -195,17 +202,18 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         config = self._config
-        deadline = time.monotonic() + config.shutdown_timeout
+        limit = config.shutdown_timeout
+        deadline = time.monotonic() + limit - min(RESERVE, limit / 4)
         self._ready = False
         name = signal.Signals(self._signal).name
         linger = 0.0 if self._signal == signal.SIGINT else config.shutdown_linger
-        linger = min(linger, max(config.shutdown_timeout - RESERVE, 0.0))
+        linger = min(linger, limit - min(RESERVE, limit / 4))
+        lingering = f"taking requests for another {linger:g} s, then " if linger else ""
         event(
             _log,
             logging.INFO,
             "stopping",
-            f"{name}: taking requests for another {linger:g} s, then flushing; at most"
-            f" {config.shutdown_timeout:g} s in all",
+            f"{name}: {lingering}sending what waits; at most {limit:g} s in all",
         )
         grpc = self._receivers.get("grpc")
         if grpc is not None:
@@ -213,21 +221,29 @@ class Daemon:
         await asyncio.sleep(linger)
         for receiver in self._receivers.values():
             receiver.stopping()
-        left = deadline - time.monotonic()
-        grace = min(STOP_GRACE, max(left - RESERVE, 0.0))
+        grace = min(STOP_GRACE, max(deadline - time.monotonic(), 0.0))
         await asyncio.gather(*(receiver.stop(grace) for receiver in self._receivers.values()))
-        left = deadline - RESERVE - time.monotonic()
-        lost = sum((await self.pipelines.drain(max(left, 0.0))).values())
+        left = max(deadline - time.monotonic(), 0.0)
+        lost = sum((await self.pipelines.drain(left)).values())
         event(
             _log,
             logging.WARNING if lost else logging.INFO,
             "stopped",
             f"stopped: {self._ledger_line()}",
-            ledger={name: _ledger(p.delivery.ledger) for name, p in self._by_signal()},
+            ledger=self._ledgers(),
         )
 
     def _by_signal(self) -> list[tuple[str, Pipeline]]:
         return list(self.pipelines.by_signal.items())
+
+    def _ledgers(self) -> dict[str, dict[str, object]]:
+        return {
+            name: {
+                **_ledger(pipeline.delivery.ledger),
+                "not_sent": pipeline.delivery.ring.items + pipeline.delivery.ledger.in_flight,
+            }
+            for name, pipeline in self._by_signal()
+        }
 
     def _ledger_line(self) -> str:
         parts = []
