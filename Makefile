@@ -80,6 +80,12 @@ format: $(VENV)/.installed-dev ## let ruff lay out the code and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# --- Measuring ---------------------------------------------------------------------------------
+
+.PHONY: bench
+bench: $(VENV)/.installed-bench ## measure it beside other collectors; hours (ARGS=--quick: minutes)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 # --- Dependencies and packages -----------------------------------------------------------------
 
 # One resolution for every platform and Python that pyproject.toml allows, with the hashes of all

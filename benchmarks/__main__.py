@@ -105,7 +105,6 @@ def measure(given: argparse.Namespace, output: Path) -> int:
         "started": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "quick": given.quick,
-        "rounds": plan.rounds,
         "machine": machine.facts(),
         "versions": {each.name: contestants.version(each.name.partition("-")[0]) for each in who},
         "load_before": machine.load_average(),
@@ -137,9 +136,16 @@ def save(results: dict[str, Any], output: Path, *, merge: bool) -> None:
     path = output / "results.json"
     if merge and path.exists():
         fresh = {each["section"] for each in results["records"]}
-        old = json.loads(path.read_text(encoding="utf-8"))["records"]
-        kept = [each for each in old if each["section"] not in fresh]
-        results = {**results, "records": kept + results["records"]}
+        old = json.loads(path.read_text(encoding="utf-8"))
+        kept = [each for each in old["records"] if each["section"] not in fresh]
+        if results["command"] not in old["command"]:
+            results["command"] = f"{old['command']}; {results['command']}"
+        results = {
+            **results,
+            "records": kept + results["records"],
+            "versions": old["versions"] | results["versions"],
+            "quick": old["quick"] or results["quick"],
+        }
     records = ",\n".join(json.dumps(_rounded(each)) for each in results["records"])
     rest = json.dumps({**results, "records": []}, indent=1)
     # One record a line: readable differences, and no page of brackets.

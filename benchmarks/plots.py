@@ -41,6 +41,8 @@ def draw(results: Results, folder: Path) -> list[str]:
     ):
         figure = plot(table)
         if figure is None:
+            for old in folder.glob(f"{name}.*"):  # of results that are no more
+                old.unlink()
             continue
         figure.savefig(folder / f"{name}.png")
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -86,7 +88,11 @@ def _lines(axes: Any, table: Table, get: Getter, section: str, key: str) -> None
             axes.plot(*zip(*points, strict=True), "o-", label=name, color=COLOURS[name])
     axes.set_xscale("log", base=2)
     axes.set_xticks(values, [f"{value:,}" for value in values])
-    axes.set_ylim(bottom=0)
+    axes.margins(y=0.1)
+    if key == "attribute_bytes":
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def _cost(table: Table) -> Any:

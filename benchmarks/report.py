@@ -480,12 +480,17 @@ def markdown(results: Results, *, level: int = 2) -> str:
     machine = [[key, value] for key, value in {**results["machine"], **results["versions"]}.items()]
     out = render(["", "measured on"], machine)
     kind = "quick, to see that it works; not figures to rely on" if results["quick"] else "full"
+    rounds: dict[str, int] = {}
+    for each in table.records:
+        rounds[each["section"]] = max(rounds.get(each["section"], 0), each["round"] + 1)
+    told = ", ".join(f"{section} {number}" for section, number in rounds.items())
     out += [
         "",
-        (
-            f"{results['started']}, {results['rounds']} rounds, {kind}. Load average of the "
-            f"machine at the start {results['load_before']:.2f}. Command: `{results['command']}`."
-        ),
+        f"{results['started']}, {kind}. Rounds: {told}.",
+        "",
+        f"Load average of the machine at the start: {results['load_before']:.2f}.",
+        "",
+        f"Command: `{results['command']}`.",
     ]
     for title, about, part in PARTS:
         lines = part(table)
