@@ -5,7 +5,7 @@ Pure and synchronous: bytes and a time in, bytes and counts out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -76,6 +76,10 @@ class _Disabled:
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
         del now
         return Result(payload, units, items)
+
+    def affects(self, waiting: Collection[bytes]) -> bool:
+        del waiting
+        return False
 
 
 class _Both:

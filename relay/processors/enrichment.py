@@ -15,7 +15,7 @@ semantic conventions, "Service".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from proto_stubs import (
@@ -96,6 +96,11 @@ class Enrichment:
         """Nothing is ever condemned here."""
         del now
         return Result(payload, units, items)
+
+    def affects(self, waiting: Collection[bytes]) -> bool:
+        """Nothing is ever condemned here."""
+        del waiting
+        return False
 
     def _remembered(self, resource: bytes) -> bytes:
         new = self._known.get(resource)

@@ -22,9 +22,10 @@ Source: contract section 6.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from collections.abc import Set as AbstractSet
-from operator import sub
+from itertools import repeat
+from operator import contains, sub
 from typing import Final
 
 from relay.processors import NOTHING, Result
@@ -33,9 +34,9 @@ from relay.processors.remembered import (
     KEY,
     MOST,
     TRACE,
+    Listings,
     Remembered,
     Window,
-    names,
     parents,
 )
 from relay.processors.search import Needles, Search
@@ -69,9 +70,7 @@ bytes hold far more candidates than spans, all spans are read instead."""
 _MANY_PARENTS: Final = 1024
 """So many more candidates for a parent id than four a span are too many."""
 _FEW: Final = 2
-"""Up to this many ids, looking for each is cheaper than listing all parent ids."""
-_SETTLE: Final = 4
-"""From this many spans on, known shapes are looked for before anything is read."""
+"""Up to this many traces, looking for each is cheaper than listing all parent ids."""
 _NO_ID: Final = bytes(8)
 """An id of zeros means none (trace.proto)."""
 
@@ -165,7 +164,16 @@ class _Request:
         windows = self._list()
         if windows is None:
             return {key[TRACE:] for key in self._read_all()} & ids
-        return {each for window in windows for each in window.ids if each in ids}
+        found: set[bytes] = set()
+        for window in windows:
+            if not ids.isdisjoint(window.ids):
+                found.update(each for each in window.ids if each in ids)
+        return found
+
+    @property
+    def listed(self) -> list[Window] | None:
+        """What may be parent ids, as far as that was asked for."""
+        return self._windows
 
     def _list(self) -> list[Window] | None:
         """What may be parent ids; None when reading all spans is the better way."""
@@ -225,45 +233,41 @@ class Settled:
         self.gone = bytearray(len(where.starts))
         self._found: dict[Shape, list[int]] = {}
         by_size = shapes.by_size
-        starts = where.starts
+        starts, gone, found = where.starts, self.gone, self._found
         for number, size in enumerate(map(sub, where.ends, starts)):
             if size in by_size:
                 start = starts[number]
                 for shape in by_size[size]:
                     if shape.match(payload, start):
-                        self.gone[number] = shape.code
-                        self._found.setdefault(shape, []).append(start)
+                        gone[number] = shape.code
+                        if shape in found:
+                            found[shape].append(start)
+                        else:
+                            found[shape] = [start]
                         break
 
     def roots(self) -> set[bytes]:
         """The keys of the server spans among them."""
-        keys = {
-            self._key(shape, start, shape.span)
+        payload = self.payload
+        return {
+            key
             for shape, starts in self._found.items()
-            if shape.code != _EVENT
-            for start in starts
+            if shape.code != _EVENT and (t := shape.trace) and (s := shape.span)
+            for at in starts
+            if (key := payload[at + t : at + t + 16] + payload[at + s : at + s + 8])[16:] != _NO_ID
         }
-        keys.discard(b"")
-        return keys
 
     def children(self, keys: AbstractSet[bytes]) -> set[bytes]:
         """The keys of those whose parent is one of ``keys``."""
-        ids = {key[TRACE:] for key in keys}
         payload = self.payload
         return {
-            self._key(shape, start, shape.span)
+            key
             for shape, starts in self._found.items()
-            if (at := shape.parent)
-            for start in starts
-            if payload[start + at : start + at + 8] in ids and self._key(shape, start, at) in keys
+            if (t := shape.trace) and (s := shape.span) and (p := shape.parent)
+            for at in starts
+            if payload[at + t : at + t + 16] + payload[at + p : at + p + 8] in keys
+            and (key := payload[at + t : at + t + 16] + payload[at + s : at + s + 8])[16:] != _NO_ID
         }
-
-    def _key(self, shape: Shape, start: int, at: int) -> bytes:
-        if not shape.trace or not at:
-            return b""
-        start_of_trace = start + shape.trace
-        trace_id = self.payload[start_of_trace : start_of_trace + TRACE]
-        return _key(trace_id, self.payload[start + at : start + at + 8])
 
 
 class SpanFilter:
@@ -284,6 +288,7 @@ class SpanFilter:
         self._remembered = Remembered(memory)
         self._condemned: set[bytes] = set()
         self._shapes = Shapes()
+        self._listings = Listings()
 
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
@@ -296,7 +301,7 @@ class SpanFilter:
             if not touched and self._bound is None:
                 return Result(payload, units, items)
             return self._process(_Request(payload, units), now, None, touched=touched)
-        if units < _SETTLE or not self._shapes.by_size:
+        if not self._shapes.by_size:
             return self._process(_Request(payload, units), now, None, touched=None)
         request = _Request(payload, units)
         settled = Settled(request, self._shapes)
@@ -331,7 +336,9 @@ class SpanFilter:
             self._drop_events(request, events, gone)
         condemned = roots
         if touched:
-            above = roots | remembered.recent(request.named(remembered.ids), now)
+            above = roots
+            if remembered.ids and (named := request.named(remembered.ids)):
+                above = roots | remembered.recent(named, now)
             below, keys = request.below(above, stay, settled)
             for number in below:
                 gone[number] = gone[number] or _SUBTREE
@@ -340,14 +347,21 @@ class SpanFilter:
             _sample(request, gone, self._bound)
         self._condemned = condemned
         remembered.add(condemned, now)
-        return _result(request, gone, settled, learned=bool(condemned))
+        result = _result(request, gone, settled, learned=bool(condemned))
+        self._listings.note(result.payload, request.listed)
+        return result
+
+    def affects(self, waiting: Collection[bytes]) -> bool:
+        """Whether :meth:`prune` may find anything in any of these payloads. Never wrongly no."""
+        traces = {key[:TRACE] for key in self._condemned}
+        if len(traces) <= _FEW:
+            return any(True in map(contains, waiting, repeat(trace)) for trace in traces)
+        ids = {key[TRACE:] for key in self._condemned}
+        return any(not ids.isdisjoint(self._listings.of(payload)) for payload in waiting)
 
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
-        ids = {key[TRACE:] for key in self._condemned}
-        few = len(ids) <= _FEW
-        touched = any(each in payload for each in ids) if few else names(payload, ids)
-        if not touched:
+        if not self.affects((payload,)):
             return Result(payload, units, items)
         request = _Request(payload, units)
         gone = bytearray(request.units)

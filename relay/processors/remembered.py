@@ -18,9 +18,11 @@ from relay.processors.search import SMALL, Search, compiled, literal
 
 __all__ = [
     "KEY",
+    "LISTED_BYTES",
     "MOST",
     "SECONDS",
     "TRACE",
+    "Listings",
     "Remembered",
     "names",
     "parents",
@@ -35,6 +37,9 @@ TRACE: Final = 16
 KEY: Final = TRACE + 8
 """Bytes of a trace id and a span id. Ids of other lengths are invalid (trace.proto): spans that
 have them take nothing along."""
+
+LISTED_BYTES: Final = 2 * 1024 * 1024
+"""Payloads whose parent ids are kept listed; the lists take up to as much again."""
 
 _SWEEP: Final = 5.0
 """Seconds between two looks for what has expired."""
@@ -100,6 +105,42 @@ def names(payload: bytes, ids: AbstractSet[bytes]) -> bool:
     return not all(ids.isdisjoint(window.ids) for window in parents(payload))
 
 
+class Listings:
+    """What may be parent span ids in payloads that may be asked about again while they wait.
+
+    Holds the latest payloads themselves, at most :data:`LISTED_BYTES` of them, so that one is known
+    by its identity; payloads that are quickly listed are not kept.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[bytes, frozenset[bytes]]] = {}
+        self._bytes = 0
+
+    def note(self, payload: bytes, windows: Iterable[Window] | None) -> None:
+        """Keep what was listed in a payload, or in one of which it is a part."""
+        if windows is not None and _SMALL < len(payload) <= LISTED_BYTES:
+            self._add(payload, frozenset(each for window in windows for each in window.ids))
+
+    def of(self, payload: bytes) -> AbstractSet[bytes]:
+        """What may be parent span ids in the payload, and perhaps more."""
+        found = self._known.get(id(payload))
+        if found is not None:
+            return found[1]
+        ids = frozenset(each for window in parents(payload) for each in window.ids)
+        if _SMALL < len(payload) <= LISTED_BYTES:
+            self._add(payload, ids)
+        return ids
+
+    def _add(self, payload: bytes, ids: frozenset[bytes]) -> None:
+        if id(payload) in self._known or len(ids) * 8 > len(payload) // 8:
+            return  # Far more than it has spans: not worth the memory.
+        while self._known and self._bytes + len(payload) > LISTED_BYTES:
+            oldest = next(iter(self._known))
+            self._bytes -= len(self._known.pop(oldest)[0])
+        self._known[id(payload)] = payload, ids
+        self._bytes += len(payload)
+
+
 class Remembered:
     """Filtered spans, by trace id and span id. ``now``: monotonic seconds, never decreasing."""
 
@@ -128,17 +169,25 @@ class Remembered:
             found.update((keys,) if isinstance(keys, bytes) else keys)
         return {key for key in found if now - self._since.get(key, float("-inf")) <= SECONDS}
 
-    def add(self, keys: Iterable[bytes], now: float) -> None:
+    def add(self, keys: AbstractSet[bytes], now: float) -> None:
         """Remember spans that were filtered at ``now``; ``keys``: trace id and span id of each."""
-        for key in keys:
+        if not keys:
+            return
+        if not self._since.keys().isdisjoint(keys):
             # Again at the end: the dict is in order of time.
-            self._since.pop(key, None)
-            self._since[key] = now
-            self._note(key)
+            for key in keys:
+                self._since.pop(key, None)
+        self._since.update(dict.fromkeys(keys, now))
+        new = {key[TRACE:]: key for key in keys}
+        if len(new) == len(keys) and self._keys.keys().isdisjoint(new):
+            self._keys.update(new)
+        else:
+            for key in keys:
+                self._note(key)
         self._search, self._listed = None, 0
         if (excess := len(self._since) - self._most) > 0:
-            # A quarter at once: each look through all of them makes room for many.
-            self._keep(list(self._since)[excess + self._most // 4 :])
+            # Half at once: each look through all of them makes room for many.
+            self._keep(list(self._since)[excess + self._most // 2 :])
 
     def expire(self, now: float) -> None:
         """Forget what was filtered more than :data:`SECONDS` ago, at leisure."""
@@ -158,9 +207,10 @@ class Remembered:
 
     def _keep(self, keys: list[bytes]) -> None:
         self._since = {key: self._since[key] for key in keys}
-        self._keys = {}
-        for key in keys:
-            self._note(key)
+        self._keys = {key[TRACE:]: key for key in keys}
+        if len(self._keys) < len(keys):
+            for key in keys:
+                self._note(key)
 
     def touches(self, payload: bytes) -> bool:
         """Whether a span in the payload may be a child of a remembered one. Never wrongly no."""

@@ -16,7 +16,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from proto_stubs import (
     KEYVALUE_KEY_FIELD,
@@ -46,7 +47,8 @@ _IDS: Final = (SPAN_TRACE_ID_FIELD, SPAN_SPAN_ID_FIELD, SPAN_PARENT_SPAN_ID_FIEL
 _I64, _I32 = 1, 5
 
 
-class Shape(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
     """An expression for spans that are alike, and where their ids stand (from their tag on).
 
     ``code``: why they go. ``trace``, ``span``, ``parent``: offsets; 0: there is no such id of the

@@ -10,6 +10,7 @@ Source: protobuf documentation, "Encoding"; OpenTelemetry semantic conventions, 
 
 from __future__ import annotations
 
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import MutableSequence
@@ -88,6 +89,9 @@ _IDS: Final = frozenset((_TRACE_ID, _SPAN_ID, _PARENT_ID))
 DECIDING_KEYS: Final = (*URL_KEYS, ASGI_EVENT)
 """All attributes that decide what becomes of a span."""
 _KEY_SIZES: Final = frozenset(len(key) for key in DECIDING_KEYS)
+
+_GONE: Final = re.compile(rb"[^\x00]+")
+"""A run of marked spans."""
 
 _MANY: Final = 1 << 17
 """From this many spans on, offsets are kept in arrays (4 bytes each), not in lists (40)."""
@@ -337,11 +341,28 @@ class Layout(NamedTuple):
 def _entries(buf: bytes, pos: int, end: int, wanted: int) -> list[tuple[int, int, int]]:
     """Offsets (tag, value, behind it) of a message's length-delimited fields with that tag."""
     found = []
-    at = pos
-    for number, kind, value, stop, _ in wire.fields(buf, pos, end):
+    # There are four bytes behind a tag, but at the end of the payload.
+    usual = min(end, len(buf) - 4)
+    while pos < end:
+        start = pos
+        if pos < usual and (tag := buf[pos]) & 7 == LEN and 8 <= tag < 0x80:
+            # A length of up to three bytes.
+            size = buf[pos + 1]
+            pos += 2
+            if size > 0x7F:
+                size = size & 0x7F | (buf[pos] & 0x7F) << 7
+                pos += 1
+                if buf[pos - 1] > 0x7F:
+                    size |= buf[pos] << 14
+                    pos += 1
+            if buf[pos - 1] < 0x80 and pos + size <= end:
+                if tag == wanted:
+                    found.append((start, pos, pos + size))
+                pos += size
+                continue
+        number, kind, value, pos, _ = next(wire.fields(buf, start, end))
         if number << 3 | kind == wanted:
-            found.append((at, value, stop))
-        at = stop
+            found.append((start, value, pos))
     return found
 
 
@@ -373,23 +394,30 @@ def _spans(
     ends: MutableSequence[int],
 ) -> None:
     """Append where the spans in a ScopeSpans stand."""
-    begin, close = starts.append, ends.append
+    begin = starts.append
     # There are two bytes behind a tag, but at the end of the payload.
     usual = min(end, len(buf) - 2)
     while pos < end:
-        if pos < usual and buf[pos] == _SPANS and (buf[pos + 1] < 0x80 or buf[pos + 2] < 0x80):
-            begin(pos)
+        first = len(starts)
+        while pos < usual and buf[pos] == _SPANS:
             size = buf[pos + 1]
             if size < 0x80:
+                begin(pos)
                 pos += size + 2
+            elif (more := buf[pos + 2]) < 0x80:
+                begin(pos)
+                pos += (more << 7) + size - 0x7D  # (size & 0x7F) + 3
             else:
-                pos += (size & 0x7F | buf[pos + 2] << 7) + 3
-            close(pos)
-        else:
+                break
+        if len(starts) > first:
+            # They stood side by side.
+            ends.extend(starts[first + 1 :])
+            ends.append(pos)
+        if pos < end:
             number, kind, _, stop, _ = next(wire.fields(buf, pos, end))
             if number << 3 | kind == _SPANS:
                 begin(pos)
-                close(stop)
+                ends.append(stop)
             pos = stop
     if pos != end:
         raise MalformedError(f"span before byte {pos} is longer than its scope")
@@ -435,6 +463,7 @@ def _resource_without(
 ) -> bytes:
     out: list[bytes] = []
     starts, ends = where.starts, where.ends
+    cuts: tuple[tuple[int, int], ...]
     for _, _, _, ss_tag, ss_start, ss_end, first, last in scopes:
         kept = gone.count(0, first, last)
         if kept == last - first:
@@ -445,12 +474,17 @@ def _resource_without(
             continue
         pieces: list[bytes] = []
         at = ss_start
-        for number in range(first, last):
-            if gone[number]:
-                start = starts[number]
+        for run in _GONE.finditer(gone, first, last):
+            one, behind = run.span()
+            if starts[one + 1 : behind] == ends[one : behind - 1]:
+                # Side by side: all at once.
+                cuts = ((starts[one], ends[behind - 1]),)
+            else:
+                cuts = tuple(zip(starts[one:behind], ends[one:behind], strict=True))
+            for start, end_ in cuts:
                 if start != at:
                     pieces.append(buf[at:start])
-                at = ends[number]
+                at = end_
         pieces.append(buf[at:ss_end])
         body = b"".join(pieces)
         out += (wire.varint(_SCOPES), wire.varint(len(body)), body)

@@ -201,7 +201,7 @@ class Real:
         result = self.filter.process(payload, units, items, now)
         removed = Counter(result.removed)
         learned = result.learned
-        while learned:
+        while learned and self.filter.affects(self.ring):
             learned = False
             for at in range(len(self.ring) - 1, -1, -1):
                 waiting = self.ring[at]
@@ -560,7 +560,6 @@ def tuned(rng: random.Random) -> Iterator[None]:
         patch.object(remembered, "_COMPILED", rng.choice((3, 128))),
         patch.object(remembered, "_WINDOW", rng.choice((32, 300, 16384))),
         patch.object(filters, "_ROUNDS", rng.choice((0, 1, 8))),
-        patch.object(filters, "_SETTLE", rng.choice((0, 4))),
         patch.object(shapes, "_SEEN", 0),
         patch.object(shapes, "_PAUSE", 0),
         patch.object(shapes, "_MOST", rng.choice((1, 64))),

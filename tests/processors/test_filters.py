@@ -378,6 +378,26 @@ def test_descendants_that_wait_are_taken_back() -> None:
     assert run(filters, span("late", "deep"), now=2)[1] == {"subtree": 1}
 
 
+@pytest.mark.parametrize("servers", [1, 20])
+@pytest.mark.parametrize("note", ["", "x" * 10_000])
+def test_says_whether_anything_that_waits_is_affected(servers: int, note: str) -> None:
+    filters = made("/health")
+    identities = [n.to_bytes(16) for n in range(servers)]
+    waiting = [
+        request(span("child", "server", trace=identities[-1], note=note), span("x")),
+        request(span("other", "server", trace=b"another trace id", note=note)),
+    ]
+    assert not filters.affects(waiting)
+    server = [span("server", kind=SERVER, url_path="/health", trace=t) for t in identities]
+    run(filters, *server)
+    assert filters.affects(waiting)
+    assert filters.affects(waiting[:1])
+    pruned = filters.prune(waiting[0], 2, 2, 0)
+    assert (names(pruned.payload), pruned.removed) == ("x", {"subtree": 1})
+    left = filters.prune(waiting[1], 1, 1, 0)
+    assert (left.payload, left.removed) == (waiting[1], {})
+
+
 def test_pruning_leaves_what_is_included() -> None:
     filters = made("", "/api/*")
     waiting = request(

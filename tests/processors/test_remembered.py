@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.processors.remembered import MOST, SECONDS, Remembered, names, parents
+from relay.processors.remembered import (
+    LISTED_BYTES,
+    MOST,
+    SECONDS,
+    Listings,
+    Remembered,
+    names,
+    parents,
+)
 
 
 def key(number: int, trace: int = 1) -> bytes:
@@ -18,7 +26,7 @@ def child_of(number: int) -> bytes:
 
 def test_remembers_for_a_minute() -> None:
     seen = Remembered()
-    seen.add([key(1)], 100)
+    seen.add({key(1)}, 100)
     assert seen.recent([key(1)[16:]], 100 + SECONDS) == {key(1)}
     assert seen.recent([key(1)[16:]], 100.5 + SECONDS) == set()
     assert seen.recent([key(2)[16:]], 100) == set()
@@ -31,8 +39,8 @@ def test_remembers_for_a_minute() -> None:
 
 def test_seen_again_is_remembered_from_then() -> None:
     seen = Remembered()
-    seen.add([key(1), key(2)], 0)
-    seen.add([key(1)], 50)
+    seen.add({key(1), key(2)}, 0)
+    seen.add({key(1)}, 50)
     seen.expire(70)
     assert seen.recent([key(1)[16:], key(2)[16:]], 70) == {key(1)}
     assert len(seen) == 1
@@ -40,7 +48,7 @@ def test_seen_again_is_remembered_from_then() -> None:
 
 def test_traces_may_share_span_ids() -> None:
     seen = Remembered()
-    seen.add([key(1, trace) for trace in range(5)], 0)
+    seen.add({key(1, trace) for trace in range(5)}, 0)
     assert seen.recent([key(1)[16:]], 1) == {key(1, trace) for trace in range(5)}
     assert len(seen.ids) == 1
 
@@ -48,14 +56,14 @@ def test_traces_may_share_span_ids() -> None:
 def test_never_holds_more_than_its_bound_and_forgets_the_oldest() -> None:
     seen = Remembered(most=100)
     for number in range(1000):
-        seen.add([key(number)], number / 1000)
+        seen.add({key(number)}, number / 1000)
         assert len(seen) <= 100
-    assert len(seen) > 70
+    assert len(seen) > 45
     left = {key(number)[16:] for number in range(1000 - len(seen), 1000)}
     assert set(seen.ids) == left
-    seen.add([key(number) for number in range(5000, 5300)], 2)
+    seen.add({key(number) for number in range(5000, 5300)}, 2)
     assert len(seen) <= 100
-    assert set(seen.ids) <= {key(number)[16:] for number in range(5200, 5300)}
+    assert set(seen.ids) <= {key(number)[16:] for number in range(5000, 5300)}
 
 
 def test_the_default_bound_costs_about_what_is_said() -> None:
@@ -64,7 +72,7 @@ def test_the_default_bound_costs_about_what_is_said() -> None:
     try:
         seen = Remembered()
         for now in range(MOST * 2 // 100):
-            seen.add([rng.randbytes(24) for _ in range(100)], now / 100)
+            seen.add({rng.randbytes(24) for _ in range(100)}, now / 100)
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -76,12 +84,12 @@ def test_the_default_bound_costs_about_what_is_said() -> None:
 def test_says_whether_a_payload_may_hold_a_child(size: int, count: int) -> None:
     """By lists for small payloads and many ids, by a compiled search for large ones and few."""
     seen = Remembered()
-    seen.add([key(number) for number in range(1, count + 1)], 0)
+    seen.add({key(number) for number in range(1, count + 1)}, 0)
     noise = random.Random(size).randbytes(size).replace(b'"', b"x")
     for _ in range(300 if size and count <= 128 else 2):
         assert not seen.touches(noise + child_of(count + 1) + noise)
     assert seen.touches(noise + child_of(count) + noise)
-    seen.add([key(count + 1)], 0)
+    seen.add({key(count + 1)}, 0)
     assert seen.touches(noise + child_of(count + 1) + noise)
 
 
@@ -108,3 +116,30 @@ def test_finds_parent_ids_however_they_are_written_and_wherever(form: bytes, bef
 def test_no_occurrence_hides_another(pieces: list[bytes]) -> None:
     payload = b"".join(pieces) + b'"\x08parentid' + b"".join(pieces)
     assert names(payload, {b"parentid"})
+
+
+def test_listings_know_what_may_be_a_parent_in_a_payload() -> None:
+    listings = Listings()
+    small, large = child_of(7), b"." * 20_000 + child_of(7)
+    for payload in (small, large):
+        assert key(7)[16:] in listings.of(payload)
+        assert key(8)[16:] not in listings.of(payload)
+    # Of a large one it is known the second time, and known of what was cut out of another.
+    assert listings.of(large) is listings.of(large)
+    part = large[5000:]
+    listings.note(part, parents(large))
+    assert listings.of(part) == listings.of(large)
+
+
+def test_listings_hold_no_more_than_their_bound() -> None:
+    listings = Listings()
+    for number in range(200):
+        payload = bytes(100_000) + child_of(number)
+        listings.note(payload, parents(payload))
+        listings.note(payload, parents(payload))
+        held = sum(len(payload) for payload, _ in listings._known.values())
+        assert held == listings._bytes <= LISTED_BYTES
+    assert len(listings._known) > 10
+    listings.of(bytes(LISTED_BYTES + 1))
+    listings.of(b"".join(child_of(number) for number in range(2000)))
+    assert max(len(ids) for _, ids in listings._known.values()) < 2000

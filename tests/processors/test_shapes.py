@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 from unittest.mock import patch
 
 import pytest
@@ -38,7 +39,7 @@ def framed(span: Span | bytes) -> tuple[bytes, int]:
     return head + raw, len(head)
 
 
-def shape_of(span: Span | bytes) -> tuple[shapes.re.Pattern[bytes], list[int]]:
+def shape_of(span: Span | bytes) -> tuple[re.Pattern[bytes], list[int]]:
     raw, body = framed(span)
     return expression(raw, 0, body, len(raw))
 
