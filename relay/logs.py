@@ -1,7 +1,8 @@
 """Log lines: text for people, JSON for machines; and which of a pipeline's events deserve one.
 
 An outage is a warning when it begins and a line when it ends; in between, and for refusals, at
-most one line in 30 s for each signal. No line is written for a dropped item.
+most one line in 30 s for each signal. No line is written for a dropped item, nor for each of the
+outages of a collector that comes and goes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ __all__ = ["Incident", "PastOutage", "Reporter", "event", "set_up"]
 
 INTERVAL: Final = 30.0
 """Seconds between two lines about one lasting condition."""
+
+OUTAGES: Final = 3
+"""Outages within that time that are told; of a destination that comes and goes, the rest is summed.
+"""
 
 _KEPT: Final = 20
 
@@ -124,6 +129,9 @@ class Reporter:
         self._wall = wall
         self._said: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
+        self._told: deque[float] = deque(maxlen=OUTAGES)
+        self._quiet = False
+        self._untold = self._untold_lost = 0
         self.incidents: deque[Incident] = deque(maxlen=_KEPT)
         """The latest incidents, oldest first."""
         self.last_outage: PastOutage | None = None
@@ -134,16 +142,23 @@ class Reporter:
         match happened:
             case OutageBegan(code, message):
                 self._incident(code, message)
-                self._said["outage"] = self._clock()
+                now = self._clock()
+                self._quiet = len(self._told) == OUTAGES and now - self._told[0] < INTERVAL
+                if self._quiet:
+                    self._untold += 1
+                    return
+                self._told.append(now)
+                self._said["outage"] = now
                 event(
                     _log, logging.WARNING, "outage_began",
                     f"{signal}: cannot export ({_reason(code, message)}); keeping the newest"
-                    " and retrying",
+                    f" and retrying{self._shorter()}",
                     signal=signal, code=code, detail=message,
                 )  # fmt: skip
             case OutageContinues(seconds, lost, code, message):
                 self._incident(code, message)
                 if self._due("outage"):
+                    self._quiet = False
                     event(
                         _log, logging.WARNING, "outage_continues",
                         f"{signal}: still cannot export after {seconds:.0f} s"
@@ -153,6 +168,9 @@ class Reporter:
                     )  # fmt: skip
             case OutageEnded(seconds, lost):
                 self.last_outage = PastOutage(self._wall(), seconds, lost)
+                if self._quiet:
+                    self._untold_lost += lost
+                    return
                 event(
                     _log, logging.INFO, "outage_ended",
                     f"{signal}: exporting again after {seconds:.1f} s;"
@@ -185,6 +203,15 @@ class Reporter:
                     _log, logging.INFO, "implemented",
                     f"{signal}: the collector takes {signal} now", signal=signal,
                 )  # fmt: skip
+
+    def _shorter(self) -> str:
+        """What is to be added about outages that no line was written for."""
+        if not self._untold:
+            return ""
+        lost = self._count(self._untold_lost)
+        text = f"; {self._untold} more outages since the last line, {lost} lost"
+        self._untold = self._untold_lost = 0
+        return text
 
     def _refused(self, happened: Refused) -> None:
         reason = happened.reason

@@ -101,6 +101,24 @@ def test_a_new_outage_is_told_however_soon_it_comes(stream: io.StringIO) -> None
     assert world.names == ["outage_began", "outage_ended"] * 2
 
 
+def test_a_collector_that_comes_and_goes_does_not_fill_the_log(stream: io.StringIO) -> None:
+    world = World(stream)
+    for tenth in range(1200):
+        world.now = 500.0 + tenth / 10
+        world(OutageBegan("UNAVAILABLE", "no"), OutageEnded(0.1, 2))
+    # Three in thirty seconds, for two minutes.
+    assert world.names == ["outage_began", "outage_ended"] * 12
+    told = [line["message"] for line in world.lines if line["event"] == "outage_began"]
+    assert told[3].endswith("; 297 more outages since the last line, 594 spans lost")
+    assert "more outages" not in told[4]
+    # One of them that stays is told.
+    world.now = 622.0
+    world(OutageBegan("UNAVAILABLE", "no"))
+    world.now = 655.0
+    world(OutageContinues(33.0, 7, "UNAVAILABLE", "no"), OutageEnded(33.1, 7))
+    assert world.names[-2:] == ["outage_continues", "outage_ended"]
+
+
 def test_refusals_are_summed_for_30_seconds_by_reason(stream: io.StringIO) -> None:
     world = World(stream)
     for second in range(40):
