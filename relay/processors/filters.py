@@ -67,6 +67,9 @@ _EXCLUDED, _NOT_INCLUDED, _EVENT, _SUBTREE, _SAMPLED_OUT = range(1, 6)
 _ROUNDS: Final = 8
 """Generations of descendants that are looked up in the bytes; for deeper trees, and where the
 bytes hold far more candidates than spans, all spans are read instead."""
+_FACTS: Final = 1 << 18
+"""So many facts of spans, or candidates for parent ids, are kept at most while a request is worked
+on; one of 16 MiB has some 36,000 ordinary spans."""
 _MANY_PARENTS: Final = 1024
 """So many more candidates for a parent id than four a span are too many."""
 _FEW: Final = 2
@@ -112,9 +115,12 @@ class _Request:
 
     def facts(self, number: int) -> SpanFacts | None:
         """What there is to know of a span; None: it does not parse."""
-        if number not in self._facts:
-            self._facts[number] = self._read(number)
-        return self._facts[number]
+        if number in self._facts:
+            return self._facts[number]
+        facts = self._read(number)
+        if len(self._facts) < _FACTS:
+            self._facts[number] = facts
+        return facts
 
     def _read(self, number: int) -> SpanFacts | None:
         try:
@@ -179,7 +185,7 @@ class _Request:
         """What may be parent ids; None when reading all spans is the better way."""
         if self._windows is None and self._children is None:
             windows = []
-            room = 4 * self.units + _MANY_PARENTS
+            room = min(4 * self.units + _MANY_PARENTS, _FACTS)
             for window in parents(self.payload):
                 windows.append(window)
                 room -= len(window.ids)
@@ -386,28 +392,28 @@ class SpanFilter:
         Marks those that go in ``gone``. Returns their keys, and the numbers of the spans that stay
         whatever is above them.
         """
-        rejected: list[tuple[int, SpanFacts]] = []
-        included: list[tuple[int, SpanFacts]] = []
+        # Numbers and keys only: there may be very many.
+        rejected: list[tuple[int, bytes]] = []
+        included: list[tuple[int, bytes]] = []
         traced = self._rules.traced
         for number in request.candidates(urls.find):
             facts = request.facts(number)
             if facts is not None and facts.path is not None:
-                (included if traced(facts.path) else rejected).append((number, facts))
+                verdict = included if traced(facts.path) else rejected
+                verdict.append((number, _key(facts.trace_id, facts.span_id)))
         stay: AbstractSet[int] = frozenset()
         reason = _EXCLUDED
         if self._inclusions:
             reason = _NOT_INCLUDED
+            stay = {number for number, _ in included}
             if included and (rejected or self._remembered.ids):
-                above = {_key(f.trace_id, f.span_id) for _, f in included} - {b""}
-                below, _ = request.below(above, stay)
-                stay = below.keys() | {number for number, _ in included}
-            else:
-                stay = {number for number, _ in included}
+                below, _ = request.below({key for _, key in included} - {b""}, frozenset())
+                stay = below.keys() | stay
         roots: set[bytes] = set()
-        for number, facts in rejected:
+        for number, key in rejected:
             if number not in stay:
                 gone[number] = reason
-                roots.add(_key(facts.trace_id, facts.span_id))
+                roots.add(key)
                 if not self._inclusions:
                     # Then a span's path alone decides.
                     self._learn(request, number, reason)
