@@ -86,6 +86,19 @@ format: $(VENV)/.installed-dev ## let ruff lay out the code and mend what it can
 bench: $(VENV)/.installed-bench ## measure it beside other collectors; hours (ARGS=--quick: minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+# --- Searching for faults ----------------------------------------------------------------------
+
+.PHONY: chaos fuzz soak
+chaos: $(VENV)/.installed-dev ## random faults between relay and collector (MINUTES=10; ARGS="--seed 1")
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## search for inputs that break what parses (MINUTES=1)
+	$(BIN)/python -m tests.campaigns.fuzz --seconds $$(( $(or $(MINUTES),1) * 60 )) $(ARGS)
+	$(BIN)/python -m tests.campaigns.filters --seconds $$(( $(or $(MINUTES),1) * 30 ))
+
+soak: $(VENV)/.installed-dev ## steady load with outages: does anything grow? (MINUTES=30)
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30) $(ARGS)
+
 # --- Dependencies and packages -----------------------------------------------------------------
 
 # One resolution for every platform and Python that pyproject.toml allows, with the hashes of all
