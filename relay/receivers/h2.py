@@ -47,7 +47,6 @@ from urllib.parse import quote
 from h2corn import Config
 from h2corn._lib import _PreparedTls, prepare_tls, serve_fds
 from h2corn._lifespan import PreparedApplication
-from h2corn._server import TlsMaterial
 
 from proto_stubs import SignalSchema
 from relay.files import INTERVAL, Rotating, Warn
@@ -630,6 +629,8 @@ def _server_config(config: ReceiverConfig, sockets: list[socket.socket]) -> Conf
 
 
 def _rotating(files: ServerTls, warn: Warn) -> Rotating[_PreparedTls]:
+    from h2corn._server import TlsMaterial  # noqa: PLC0415 - loads its command line as well
+
     config = Config(
         certfile=Path(files.cert_file),
         keyfile=Path(files.key_file),
