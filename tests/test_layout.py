@@ -34,8 +34,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     | frozenset({"processors.*"}),
     frozenset({"receivers.*", "exporters.*", "pipeline"}),
     frozenset({"telemetry", "logs", "page.*"}),
-    frozenset({"page"}),
-    frozenset({"admin", "config"}),
+    frozenset({"page", "doctor"}),
+    frozenset({"admin", "config", "probes"}),
     frozenset({"daemon", "sink"}),
     frozenset({"commands"}),
     frozenset({"commands.*"}),
@@ -48,6 +48,7 @@ HOUSES = frozenset({"proto_stubs", "config", "processors.*", "sink"})
 PURE = frozenset({
     "proto_stubs", "otlp", "limits", "histogram", "status", "wire", "inspect", "response",
     "otlp_json", "ring", "batch", "retry", "delivery", "processors", "processors.*",
+    "doctor", "page.*",
 })  # fmt: skip
 IMPURE = frozenset({
     "aiohttp", "asyncio", "concurrent", "grpc", "logging", "multiprocessing", "os", "pathlib",
