@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -57,7 +56,7 @@ class Look:
         return cls(
             at,
             int(status["VmRSS"].split()[0]) * 1024,
-            len(os.listdir(f"/proc/{pid}/fd")),
+            len(list(Path(f"/proc/{pid}/fd").iterdir())),
             int(status["Threads"]),
         )
 
