@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from relay import logs, memory
@@ -27,9 +28,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     except UnknownFlagError as error:
         raise UsageError(*error.faults) from None
     config = loaded.config
-    logs.set_up(
-        config.log_level if config else "info", config.log_format if config else "text"
-    )
+    logs.set_up(config.log_level if config else "info", config.log_format if config else "text")
     for warning in loaded.warnings:
         _log.warning("%s", warning)
     if config is None:
@@ -53,6 +52,7 @@ def _serve(config: Config, loaded: Loaded, environ: Mapping[str, str]) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(serve())
+            _end_beside_threads()
     except TlsError as error:
         _log.error("%s", error)
         return 2
@@ -60,6 +60,19 @@ def _serve(config: Config, loaded: Loaded, environ: Mapping[str, str]) -> int:
         _log.error("%s", error.strerror or error)
         return 1
     return 0
+
+
+def _end_beside_threads() -> None:
+    """End the process now if a thread is left, which the interpreter would wait for.
+
+    A name look-up cannot be cancelled; one that hangs must not outlast the shutdown limit.
+    Everything is closed and counted by now.
+    """
+    if any(
+        not each.daemon for each in threading.enumerate() if each is not threading.main_thread()
+    ):
+        logging.shutdown()
+        os._exit(0)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -145,6 +145,33 @@ sys.exit(main(["run", "--shutdown-linger", "0", "--log-format", "json"]))
     assert names == ["started", "stopping", "stopped"]
 
 
+def test_a_thread_that_hangs_does_not_outlast_the_end() -> None:
+    script = """
+import asyncio, sys, threading
+from relay.__main__ import main
+from relay import daemon
+opened = daemon.Daemon._open
+async def then_hang(self):
+    await opened(self)
+    asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
+    self.stop()
+daemon.Daemon._open = then_hang
+sys.exit(main(["run", "--shutdown-linger", "0", "--log-format", "json"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=clean_environment() | ANYWHERE,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert names == ["started", "stopping", "stopped"]
+
+
 def test_the_loop_is_uvloops_where_it_installs() -> None:
     factory = run._loop_factory()
     assert factory is not None
