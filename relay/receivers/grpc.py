@@ -20,6 +20,9 @@ __all__ = ["GrpcReceiver"]
 
 _log = logging.getLogger(__name__)
 
+SETTLE = 0.1
+"""Seconds at the end in which calls on open connections are refused in words."""
+
 _CODES = {
     Refusal.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     Refusal.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -44,6 +47,7 @@ class GrpcReceiver:
         self._server: grpc.aio.Server | None = None
         self._socket: UnixSocketFile | None = None
         self._serving = True
+        self._refusing = False
         self._changed = asyncio.Event()
 
     async def start(self) -> list[str]:
@@ -95,9 +99,13 @@ class GrpcReceiver:
     async def stop(self, grace: float) -> None:
         """Refuse new calls, give those under way ``grace`` seconds, close. Idempotent."""
         self.stopping()
-        if self._server is not None:
-            await self._server.stop(grace)
-            self._server = None
+        self._refusing = True
+        server, self._server = self._server, None
+        if server is not None:
+            # What arrives while it closes, the library ends as CANCELLED: clients are told first.
+            settle = min(SETTLE, grace)
+            await asyncio.sleep(settle)
+            await server.stop(grace - settle)
         if self._socket is not None:
             self._socket.remove()
             self._socket = None
@@ -133,11 +141,14 @@ class GrpcReceiver:
             raise OSError(f"cannot listen on {target}")
 
     def _handler(self, schema: SignalSchema) -> _Handler:
-        consume = self._consumer.consume
+        consumer = self._consumer
 
         async def export(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            if self._refusing:
+                consumer.refused(schema, "grpc", Refusal.UNAVAILABLE, 0.0)
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the relay is stopping")
             try:
-                consume(schema, request, "grpc")
+                consumer.consume(schema, request, "grpc")
             except RefusedError as refused:
                 await context.abort(_CODES[refused.refusal], refused.message)
             except Exception:  # noqa: BLE001 - logged; the client is told

@@ -428,6 +428,21 @@ async def test_tls(tmp_path: Path) -> None:
 # --- the end -------------------------------------------------------------------------------------
 
 
+async def test_while_it_stops_open_connections_are_told_so(engine: str) -> None:
+    async with running() as it, it.client() as client:
+        assert await call(client) == ("OK", b"")
+        stopping = asyncio.create_task(it.receiver.stop(1))
+        await asyncio.sleep(0)
+        code, words = await call(client)
+        await stopping
+    if engine == "h2corn" and code == "OK":  # It still takes what comes over open connections.
+        assert len(it.recorder.taken) == 2
+        return
+    assert (code, words) == ("UNAVAILABLE", b"the relay is stopping")
+    assert len(it.recorder.taken) == 1
+    assert it.recorder.counted == [("traces", Refusal.UNAVAILABLE)]
+
+
 async def test_once_stopped_open_connections_get_unavailable() -> None:
     async with running() as it, it.client() as client:
         assert await call(client) == ("OK", b"")
