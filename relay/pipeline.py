@@ -157,10 +157,11 @@ class Pipeline:
             removed.update(result.removed)
             return wire.Slice(result.payload, result.units, result.items)
 
-        while learned:
+        ring = self.delivery.ring
+        while learned and processor.affects([chunk.payload for chunk in ring]):
             # What was found in one payload may have descendants in those looked at before.
             learned = False
-            self.delivery.ring.revise(rewrite)
+            ring.revise(rewrite)
         self.delivery.ledger.filtered.update(removed)
 
     # -- out --------------------------------------------------------------------------------

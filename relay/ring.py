@@ -132,9 +132,11 @@ class Ring(Generic[C]):
         """Remove and return the oldest chunks whose tag is eligible, as one batch.
 
         The batch holds at most ``items`` items and ``size`` bytes, unless its single unit is
-        larger. The last chunk is cut to fill it. A signal whose requests are never joined
+        larger. A chunk that does not fit is cut to fill it, but not for the last quarter: cutting
+        costs more than the somewhat smaller batch. A signal whose requests are never joined
         (profiles) gives one chunk. Empty when nothing is eligible.
         """
+        quarter_items, quarter_size = items // 4, size // 4
         chunks = self._chunks
         batch: list[Chunk[C]] = []
         passed: list[Chunk[C]] = []
@@ -153,6 +155,9 @@ class Ring(Generic[C]):
                 if self.schema.whole:
                     break
                 continue
+            if batch and (items <= quarter_items or size <= quarter_size):
+                chunks.appendleft(chunk)
+                break
             part, rest = self._cut(chunk, items, size, alone=not batch)
             if part is not None:
                 batch.append(part)

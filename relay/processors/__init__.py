@@ -39,6 +39,9 @@ class Processor(Protocol):
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """Process one arriving request. ``now``: monotonic seconds."""
 
+    def affects(self, waiting: Collection[bytes]) -> bool:
+        """Whether :meth:`prune` may remove anything from these waiting payloads."""
+
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """Remove from a waiting payload what the latest ``process`` call condemned.
 
@@ -89,6 +92,7 @@ class _Both:
         self._filters = filters
         self._enrichment = enrichment
         self.prune = filters.prune
+        self.affects = filters.affects
 
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         result = self._filters.process(payload, units, items, now)
