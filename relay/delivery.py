@@ -47,6 +47,10 @@ GIVE_UP_AFTER: Final = 5
 EXTRA_EXPORTS: Final = 64
 """Most exports spent on finding what is at fault in one refused batch."""
 
+LOWEST_LIMIT: Final = 4096
+"""Bytes below which no collector's message limit is believed to lie. Some answer RESOURCE_EXHAUSTED
+without RetryInfo for a quota; the byte limit stays lowered, so that must not end at single items."""
+
 UNIMPLEMENTED_RETRY: Final = 60.0
 """Seconds after which a signal that the collector does not implement is tried again."""
 
@@ -570,8 +574,14 @@ class Delivery:
         if taken.units == 1:
             self._refuse(taken.items, "too_large", answer)
             return
+        if size <= LOWEST_LIMIT:
+            case = taken.case if taken.case is not None else Case(mark=taken.number)
+            if case.budget is None:
+                case.budget = Budget()
+            self._divide(taken.chunks, case)
+            return
         if size <= self.size_limit:
-            self.size_limit = max(size // 2, 1)
+            self.size_limit = max(size // 2, LOWEST_LIMIT)
             self._notify(LimitLowered(size, self.size_limit, answer.message))
         # Its chunks are cut anew by the lower limit, as if they had just come.
         self._return(taken.chunks, None)

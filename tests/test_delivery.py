@@ -498,6 +498,29 @@ def test_a_smaller_message_limit_is_learned_and_not_tried_again() -> None:
     assert refused <= 2 * world.delivery.limits.max_concurrent_exports
 
 
+def test_a_quota_that_is_told_as_too_large_does_not_slow_exports_for_good() -> None:
+    # Found by a fault campaign: every refusal halved the limit, down to one item an export.
+    world = World(lambda *_: LARGE)
+    for start in range(0, 10_000, 500):
+        world.send(range(start, start + 500))
+        world.run(1)
+    world.collector = accept
+    world.run(10)
+    before = len(world.exports)
+    world.send(range(10_000, 12_000))
+    world.run(10)
+    assert world.got[-2000:] == list(range(10_000, 12_000))
+    assert len(world.exports) - before <= 100
+
+
+def test_a_limit_smaller_than_any_is_fed_by_dividing_each_batch() -> None:
+    world = World(lambda _, payload: LARGE if len(payload) > 1000 else OK)
+    world.send(range(500))
+    world.run(10)
+    assert world.dropped == {}
+    assert sorted(world.got) == list(range(500))
+
+
 def test_a_unit_that_is_too_large_by_itself_is_dropped_without_lowering_the_limit() -> None:
     world = World(lambda _, payload: LARGE if len(payload) > 10_000 else OK)
     world.send([0], spans([0], pad=20_000))
