@@ -80,6 +80,8 @@ def plan_of(given: argparse.Namespace) -> sections.Plan:
 def contestants_of(given: argparse.Namespace) -> list[contestants.Contestant]:
     """Who is there; says who is not."""
     ours = [contestants.RELAY, contestants.DEFAULTS]
+    if contestants.missing(contestants.H2CORN.name) is None:
+        ours.append(contestants.H2CORN)
     if given.only:
         ours = [each for each in ours if each.name == given.only]
     wanted = [] if given.peer == ["none"] else given.peer or list(contestants.PEERS)

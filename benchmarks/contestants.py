@@ -119,6 +119,11 @@ def _relay_defaults(setting: Setting) -> Command:
     return _relay(setting, {})
 
 
+def _relay_h2corn(setting: Setting) -> Command:
+    engine = {"RELAY_GRPC_ENGINE": "h2corn"}
+    return _relay(setting, {"RELAY_SCHEDULE_DELAY": "200", **engine, **FILTERS_OFF})
+
+
 def _rotel(setting: Setting) -> Command:
     binary = rotel_binary()
     assert binary is not None
@@ -196,6 +201,9 @@ RELAY: Final = Contestant(
 DEFAULTS: Final = Contestant(
     "relay-defaults", _relay_defaults, "every setting at its default, filters included", ours=True
 )
+H2CORN: Final = Contestant(
+    "relay-h2corn", _relay_h2corn, "as relay, with the optional engine h2corn for gRPC", ours=True
+)
 ROTEL: Final = Contestant(
     "rotel", _rotel, "Rotel, in Rust, batches of 512, otherwise defaults", tls=False
 )
@@ -207,6 +215,8 @@ PEERS: Final = {"rotel": ROTEL, "otelcol": OTELCOL}
 
 def missing(peer: str) -> str | None:
     """Why a peer cannot be measured here, and what helps; None if it can."""
+    if peer == "relay-h2corn" and importlib.util.find_spec("h2corn") is None:
+        return "h2corn is not installed in this environment (it is the extra fast)"
     if peer == "rotel" and rotel_binary() is None:
         return "Rotel is not installed in this environment (pip install rotel)"
     if peer == "otelcol" and shutil.which("otelcol") is None:

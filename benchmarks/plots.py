@@ -9,7 +9,8 @@ from benchmarks.report import PER_SPAN, Getter, Results, Table, field, quantile
 
 HINT: Final = "no plots: matplotlib is missing (it is in the dependency group bench)"
 COLOURS: Final = {
-    "relay": "#0b6e4f", "relay-defaults": "#6bbf9c", "rotel": "#c44536", "otelcol": "#3d5a98",
+    "relay": "#0b6e4f", "relay-defaults": "#6bbf9c", "relay-h2corn": "#8a6bbf",
+    "rotel": "#c44536", "otelcol": "#3d5a98",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ Record = Mapping[str, Any]
 Results = Mapping[str, Any]
 Row = Sequence[str]
 
-ORDER: Final = ("relay", "relay-defaults", "rotel", "otelcol")
+ORDER: Final = ("relay", "relay-defaults", "relay-h2corn", "rotel", "otelcol")
 NONE: Final = "-"
 VOID: Final = "void"
 
@@ -326,9 +326,12 @@ def _reach_cost(table: Table) -> Iterable[Row]:
         for transport in table.values("cost", "transport"):
             for spans, limit, aim in limits:
                 case = {"transport": transport, "tls": False, "spans": spans}
-                value = table.ratio(PER_SPAN, "cost", "relay", peer, **case)
                 what = f"CPU per span, {spans} a request, {transport}"
+                value = table.ratio(PER_SPAN, "cost", "relay", peer, **case)
                 yield _judge(what, peer, value, limit, aim)
+                if transport == "grpc" and table.of("cost", contestant="relay-h2corn"):
+                    value = table.ratio(PER_SPAN, "cost", "relay-h2corn", peer, **case)
+                    yield _judge(f"{what}, h2corn", peer, value, limit, aim)
 
 
 def _reach_answers(table: Table) -> Iterable[Row]:
@@ -365,7 +368,7 @@ def _reach_lossless(table: Table) -> Iterable[Row]:
 
 
 def _reach_process(table: Table) -> Iterable[Row]:
-    for name in ("relay", "relay-defaults"):
+    for name in ("relay", "relay-defaults", "relay-h2corn"):
         if table.of("memory", contestant=name):
             value = table.median(field("peak_mib"), "memory", contestant=name)
             yield _judge(f"MiB resident at load, highest, {name}", NONE, value, 64, 48)
