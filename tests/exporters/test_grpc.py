@@ -668,10 +668,9 @@ async def test_tls_and_whom_it_trusts(make: MakeExporter, tmp_path: Path) -> Non
     (tmp_path / "other").mkdir()
     other = Authority(tmp_path / "other")
     async with Sink(tls=authority.server()) as sink:
-        port = sink.grpc_endpoint.rpartition(":")[2]
-        trusting = make(f"localhost:{port}", tls=ClientTls(authority.file))
+        trusting = make(sink.grpc_endpoint, tls=ClientTls(authority.file))
         assert await (await connected(trusting)).export(REQUEST) == Accepted()
-        doubting = make(f"localhost:{port}", tls=ClientTls(other.file))
+        doubting = make(sink.grpc_endpoint, tls=ClientTls(other.file))
         failure = await doubting.connect()
         assert isinstance(failure, Retryable)
         assert failure.code == "CONNECT_FAILED"

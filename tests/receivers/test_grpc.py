@@ -435,8 +435,8 @@ async def test_while_it_stops_open_connections_are_told_so(engine: str) -> None:
         await asyncio.sleep(0)
         code, words = await call(client)
         await stopping
-    if engine == "h2corn" and code == "OK":  # It still takes what comes over open connections.
-        assert len(it.recorder.taken) == 2
+    if engine == "h2corn":  # It may still take what comes over open connections, or have closed.
+        assert (code, len(it.recorder.taken)) in {("OK", 2), ("UNAVAILABLE", 1)}
         return
     assert (code, words) == ("UNAVAILABLE", b"the relay is stopping")
     assert len(it.recorder.taken) == 1
