@@ -42,6 +42,10 @@ SLACK: Final = 4.0
 
 Ending = Literal["drain", "SIGTERM", "SIGKILL"]
 
+MAX_DELAY: Final = retry.MAX_DELAY
+UNIMPLEMENTED_RETRY: Final = delivery.UNIMPLEMENTED_RETRY
+"""The waits of a relay process, which :func:`faster` does not reach."""
+
 
 @contextlib.contextmanager
 def faster(factor: float = 10.0) -> Iterator[None]:
@@ -435,14 +439,15 @@ class World:
         begun = time.monotonic()
         limits = self.plan.limits
         attempt = limits.timeout + limits.connect_timeout
-        resumed = attempt + retry.MAX_DELAY + self.plan.longest_wait + 1.0
+        delay = MAX_DELAY if self.remote else retry.MAX_DELAY
+        resumed = attempt + delay + self.plan.longest_wait + 1.0
         if "unimplemented" in self.plan.lossy:
-            resumed += delivery.UNIMPLEMENTED_RETRY
+            resumed += UNIMPLEMENTED_RETRY if self.remote else delivery.UNIMPLEMENTED_RETRY
         hangs = self.plan.venom.hang and bool(self.plan.poison)
         if hangs:
             # The relay has to find a part without poison first: three attempts, and one for each
             # of the parts that it divides into while nothing passes.
-            resumed += (delivery.SUSPECT_AFTER + delivery.BLIND_CASES) * (attempt + retry.MAX_DELAY)
+            resumed += (delivery.SUSPECT_AFTER + delivery.BLIND_CASES) * (attempt + delay)
         fresh = [Request(0, each, 1, 0, "grpc", gzip=False) for each in SIGNALS]
         seen: dict[str, int] = {}
         moved, settled = begun, -1
@@ -499,7 +504,7 @@ async def run(plan: Plan, *, ending: Ending = "drain", remote: bool = False) -> 
     try:
         world = World(plan, remote=remote, fast=not remote)
         report = world.report
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(400):
             await world.run(ending)
     except Exception as error:  # noqa: BLE001 - whatever it is, the seed is what is wanted
         report.wrong.append(f"the run itself failed: {error!r}")
