@@ -99,6 +99,11 @@ fuzz: $(VENV)/.installed-dev ## search for inputs that break what parses (MINUTE
 soak: $(VENV)/.installed-dev ## steady load with outages: does anything grow? (MINUTES=30)
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30) $(ARGS)
 
+.PHONY: docs
+docs: $(VENV)/.installed-dev ## write the reference pages from the code and build the site into site/
+	PYTHONPATH=. $(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # --- Dependencies and packages -----------------------------------------------------------------
 
 # One resolution for every platform and Python that pyproject.toml allows, with the hashes of all

@@ -86,6 +86,7 @@ FREE = frozenset({"e2e", "deploy", "compose", "chaos", "fuzz", "benchmarks", "do
 # Tests of something that is not one file under relay/ (test -> of what)
 UNSOURCED: dict[str, str] = {
     "tests/test_layout.py": "the structure",
+    "tests/test_docs.py": "docs/, mkdocs.yml and README.md",
     "tests/test_ci.py": ".ci/run and .ci/find-python",
     "tests/test_requirements.py": "requirements/ and pyproject.toml",
     "tests/test_proto_stubs.py": "proto_stubs/",
