@@ -3,8 +3,8 @@
 ``python -m benchmarks.soak --minutes 30`` (``make soak MINUTES=30``). The collector goes away for a
 while again and again, by each of several ways. At the end of every cycle, when all has drained, the
 relay's memory, file descriptors and threads are looked at; the first half is its warming up. It
-judges the second: memory may not grow by more than 1 MiB an hour beyond what the fit is uncertain of, nor
-the rest at all; nothing may be lost uncounted. Exits 1 where that is broken. Needs Linux (/proc).
+judges the second: memory may not grow by more than 1 MiB an hour beyond what the fit is uncertain
+of, nor the rest at all; nothing may be lost uncounted. Exits 1 where that is broken. Needs Linux.
 """
 
 from __future__ import annotations
