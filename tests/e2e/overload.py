@@ -271,8 +271,8 @@ class _Http2:
             await asyncio.sleep(0.001)
             if self._reader.at_eof():
                 raise ConnectionResetError
-        elif self._windows[stream] >= size and self._windows[0] >= size:
-            self.data(stream, b"\0" * size)
+        elif (now := min(size, self._windows[stream], self._windows[0])) > 0:
+            self.data(stream, b"\0" * now)
             await self.flush()
         else:
             await asyncio.sleep(0)
