@@ -48,8 +48,9 @@ EXTRA_EXPORTS: Final = 64
 """Most exports spent on finding what is at fault in one refused batch."""
 
 LOWEST_LIMIT: Final = 4096
-"""Bytes below which no collector's message limit is believed to lie. Some answer RESOURCE_EXHAUSTED
-without RetryInfo for a quota; the byte limit stays lowered, so that must not end at single items."""
+"""Bytes below which no collector's message limit is believed to lie. Some answer
+RESOURCE_EXHAUSTED without RetryInfo for a quota; the byte limit stays lowered, so that must not end
+at single items."""
 
 UNIMPLEMENTED_RETRY: Final = 60.0
 """Seconds after which a signal that the collector does not implement is tried again."""
