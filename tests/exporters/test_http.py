@@ -757,7 +757,8 @@ async def test_an_oversized_answer_is_not_read_to_its_end(code: int) -> None:
         assert not sender.ready(), "the rest of the answer is in the way"
         peer.script = accept
         assert await sender.export(b"y") == Accepted("200")
-    assert sent < 64 * MAX_RESPONSE_BYTES
+    # What the kernel buffers on both sides (some MiB), and no more.
+    assert sent < 512 * MAX_RESPONSE_BYTES
 
 
 async def test_a_compressed_answer_is_not_unpacked() -> None:
