@@ -32,6 +32,9 @@ _CODES = {
 _Handler = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
 
 
+_PORT_ATTEMPTS = 8
+
+
 class GrpcReceiver:
     """The gRPC listener. ``credentials``: TLS, or None for plaintext."""
 
@@ -118,16 +121,23 @@ class GrpcReceiver:
             return [f"unix:{listen.path}"]
         # The library opens its sockets itself. Ours are opened first, for their rules and messages,
         # and closed again, their addresses known.
-        probes = tcp_sockets(listen)
-        names = [probe.getsockname()[:2] for probe in probes]
-        for probe in probes:
-            probe.close()
-        bound = []
-        for host, port in names:
-            target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            self._add(server, target)
-            bound.append(target)
-        return bound
+        for attempt in range(_PORT_ATTEMPTS):
+            probes = tcp_sockets(listen)
+            names = [probe.getsockname()[:2] for probe in probes]
+            for probe in probes:
+                probe.close()
+            targets = [f"[{host}]:{at}" if ":" in host else f"{host}:{at}" for host, at in names]
+            try:
+                self._add(server, targets[0])
+            except OSError:
+                # A port that the kernel chose may be somebody's by now: choose again.
+                if listen.port or attempt == _PORT_ATTEMPTS - 1:
+                    raise
+                continue
+            for target in targets[1:]:
+                self._add(server, target)
+            return targets
+        raise AssertionError("unreachable")
 
     def _add(self, server: grpc.aio.Server, target: str) -> None:
         try:
