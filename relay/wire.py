@@ -36,6 +36,7 @@ __all__ = [
     "I64",
     "LEN",
     "SGROUP",
+    "STEPS",
     "VARINT",
     "Index",
     "MalformedError",
@@ -49,6 +50,7 @@ __all__ = [
     "keep",
     "map_resources",
     "merged",
+    "read3",
     "tail",
     "varint",
 ]
@@ -222,7 +224,7 @@ def merged(buf: bytes, ranges: Sequence[tuple[int, int]]) -> bytes:
 # general way, through _field. That fields end within their message is checked once, at the end: a
 # length that reaches beyond it ends the loop.
 
-_read3 = struct.Struct("<BH").unpack_from
+read3 = struct.Struct("<BH").unpack_from
 _LEN_TAGS = frozenset(range(8 | LEN, 0x80, 8))
 _VARINT_TAGS = frozenset(range(8 | VARINT, 0x80, 8))
 
@@ -239,7 +241,7 @@ def _make_steps() -> list[int]:
     return steps
 
 
-_STEPS = _make_steps()
+STEPS = _make_steps()
 
 
 def _each(buf: bytes, pos: int, end: int, wanted: int, depth: int) -> Iterator[_Span]:
@@ -247,8 +249,8 @@ def _each(buf: bytes, pos: int, end: int, wanted: int, depth: int) -> Iterator[_
     fast = min(end, len(buf) - 2)
     while pos < end:
         while pos < fast:
-            tag, size = _read3(buf, pos)
-            step = _STEPS[size]
+            tag, size = read3(buf, pos)
+            step = STEPS[size]
             if not step or tag not in _LEN_TAGS:
                 break
             at = pos
@@ -272,8 +274,8 @@ def _entries(buf: bytes, pos: int, end: int, wanted: int, depth: int) -> list[_S
     fast = min(end, len(buf) - 2)
     while pos < end:
         while pos < fast:
-            tag, size = _read3(buf, pos)
-            step = _STEPS[size]
+            tag, size = read3(buf, pos)
+            step = STEPS[size]
             if step and tag == wanted:
                 found.append((pos, pos + 3 if size & 0x80 else pos + 2, pos := pos + step))
             elif step and tag in _LEN_TAGS:
@@ -316,8 +318,8 @@ def _weight(buf: bytes, pos: int, end: int, schema: SignalSchema) -> int:
         at = pos
         tag = size = step = 0
         if pos < fast:
-            tag, size = _read3(buf, pos)
-            step = _STEPS[size]
+            tag, size = read3(buf, pos)
+            step = STEPS[size]
         if step and tag in _LEN_TAGS:
             value = at + 3 if size & 0x80 else at + 2
             pos += step
@@ -376,12 +378,12 @@ def _count_plain(  # noqa: PLR0912 - three loops in each other; apart they would
     Says nothing that the general way in count() would not say. It is here because every request
     is counted, and this takes two thirds of the time: one pass, no lists, no calls.
     """
-    steps, read3 = _STEPS, _read3
+    steps, read = STEPS, read3
     n = pos = 0
     request_end = len(buf)
     try:
         while pos < request_end:
-            tag, size = read3(buf, pos)
+            tag, size = read(buf, pos)
             if tag != in_request:
                 return -1
             if step := steps[size]:
@@ -390,7 +392,7 @@ def _count_plain(  # noqa: PLR0912 - three loops in each other; apart they would
             else:
                 _, pos, resource_end, _ = _field(buf, pos, request_end, 0)
             while pos < resource_end:
-                tag, size = read3(buf, pos)
+                tag, size = read(buf, pos)
                 step = steps[size]
                 if tag == in_resource:
                     if step:
@@ -399,7 +401,7 @@ def _count_plain(  # noqa: PLR0912 - three loops in each other; apart they would
                     else:
                         _, pos, scope_end, _ = _field(buf, pos, resource_end, 0)
                     while pos < scope_end:
-                        tag, size = read3(buf, pos)
+                        tag, size = read(buf, pos)
                         step = steps[size]
                         if step and tag == in_scope:
                             n += 1
