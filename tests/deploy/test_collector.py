@@ -11,8 +11,8 @@ import yaml
 from tests.deploy.tools import COMPOSE, DEPLOY, OTELCOL_WHY, load, program, run
 
 CONFIGS = COMPOSE / "collector"
-# Options of the Elasticsearch exporter that are used, from its README; the binary that validates
-# has no such exporter.
+# Options of the Elasticsearch exporter that are used, from its README; the newer of the two binaries
+# that validate has no such exporter.
 ELASTICSEARCH = {
     "endpoints", "traces_index", "metrics_index", "logs_index", "user", "password", "tls",
 }  # fmt: skip
@@ -21,6 +21,26 @@ ELASTICSEARCH = {
 def test_configuration() -> None:
     otelcol = program("otelcol", OTELCOL_WHY)
     run(otelcol, "validate", "--config", CONFIGS / "config.yaml")
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+def test_elastic_configuration_as_it_stands(tmp_path: Path, overlay: bool) -> None:
+    # An older release, but with the exporter itself: option names and values are checked by it.
+    otelcol = program("otelcol-elastic", "deploy/collector/build.sh '' elastic.yaml makes one")
+    arguments = ["--config", str(CONFIGS / "elastic.yaml")]
+    if overlay:
+        secret = tmp_path / "password"
+        secret.write_text("secret")
+        production = (CONFIGS / "elastic.production.yaml").read_text()
+        named = "/run/secrets/elastic_collector_password"
+        assert named in production
+        (tmp_path / "production.yaml").write_text(production.replace(named, str(secret)))
+        arguments += ["--config", str(tmp_path / "production.yaml")]
+    run(otelcol, "validate", *arguments)
+    wrong = (CONFIGS / "elastic.yaml").read_text().replace("traces_index:", "trace_index:")
+    (tmp_path / "wrong.yaml").write_text(wrong)
+    with pytest.raises(AssertionError, match="trace_index"):
+        run(otelcol, "validate", "--config", tmp_path / "wrong.yaml")
 
 
 @pytest.mark.parametrize("overlay", [False, True])
@@ -78,8 +98,9 @@ def test_traces_go_to_jaeger_and_to_elasticsearch() -> None:
     ]
 
 
-def test_builder_takes_the_components_of_one_release() -> None:
-    manifest = load(DEPLOY / "collector" / "builder.yaml")
+@pytest.mark.parametrize("name", ["builder.yaml", "elastic.yaml"])
+def test_builder_takes_the_components_of_one_release(name: str) -> None:
+    manifest = load(DEPLOY / "collector" / name)
     version = manifest["dist"]["version"]
     components = [
         entry["gomod"]
