@@ -11,8 +11,8 @@ import yaml
 from tests.deploy.tools import COMPOSE, DEPLOY, OTELCOL_WHY, load, program, run
 
 CONFIGS = COMPOSE / "collector"
-# Options of the Elasticsearch exporter that are used, from its README; the newer of the two binaries
-# that validate has no such exporter.
+# Options of the Elasticsearch exporter that are used, from its README; the newer of the two
+# binaries that validate has no such exporter.
 ELASTICSEARCH = {
     "endpoints", "traces_index", "metrics_index", "logs_index", "user", "password", "tls",
 }  # fmt: skip
