@@ -175,12 +175,15 @@ def judge_outcomes(
         yield ok(about, f"takes {_listed(takes)}")
     if lacks:
         yield _unimplemented(about, lacks, alone=not takes, received=set(received))
-    groups: dict[tuple[str, str], list[str]] = {}
+    # By code alone: gRPC words one fault in several ways ("Deadline Exceeded", and "Stream removed
+    # (Deadline Exceeded)"), and it is one fault all the same; the first message stands for all.
+    groups: dict[str, dict[str, str]] = {}
     for name, outcome in outcomes.items():
         if not isinstance(outcome, Accepted) and name not in lacks:
-            groups.setdefault((outcome.code, outcome.message), []).append(name)
-    for (code, message), names in groups.items():
-        yield _refusal(about, f"{_listed(names)}: {code}{f', {message}' if message else ''}",
+            groups.setdefault(outcome.code, {})[name] = outcome.message
+    for code, messages in groups.items():
+        message = next(filter(None, messages.values()), "")
+        yield _refusal(about, f"{_listed(list(messages))}: {code}{message and f', {message}'}",
                        code, headers)  # fmt: skip
 
 

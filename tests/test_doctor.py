@@ -115,6 +115,21 @@ def test_refusals_are_told_apart(outcome: Outcome, level: Level, words: str) -> 
     assert words in f"{finding.message} {finding.advice}"
 
 
+def test_one_code_is_one_finding_however_it_is_worded() -> None:
+    worded: dict[str, Outcome] = {
+        "traces": Retryable("DEADLINE_EXCEEDED", "", timed_out=True),
+        "metrics": Retryable("DEADLINE_EXCEEDED", "Deadline Exceeded", timed_out=True),
+        "logs": Retryable("DEADLINE_EXCEEDED", "Stream removed (...)", timed_out=True),
+        "profiles": Retryable("UNAVAILABLE", "memory"),
+    }
+    late, later = outcomes(worded)
+    assert late.message == (
+        "does not answer a request in time: traces, metrics and logs: DEADLINE_EXCEEDED,"
+        " Deadline Exceeded"
+    )
+    assert later.message == "answers, and says later: profiles: UNAVAILABLE, memory"
+
+
 def status(**signal: Any) -> dict[str, Any]:
     healthy: dict[str, Any] = {
         "received": 10,

@@ -575,10 +575,12 @@ class _Destination:
     # An empty request.
 
     async def _export(self) -> list[Finding]:
-        outcomes: dict[str, Outcome] = {}
-        for schema in SIGNALS:
-            if schema.name in self._signals:
-                outcomes[schema.name] = await self._empty(schema, self._signals[schema.name])
+        asked = [schema for schema in SIGNALS if schema.name in self._signals]
+        # At once: a collector that hangs costs the limit, and not four times the limit.
+        answers = await asyncio.gather(
+            *(self._empty(schema, self._signals[schema.name]) for schema in asked)
+        )
+        outcomes = {schema.name: each for schema, each in zip(asked, answers, strict=True)}
         names = sorted({name for name, _ in _headers(self._config, [])})
         return list(judge_outcomes(self._about, outcomes, names, self._received))
 

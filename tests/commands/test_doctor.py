@@ -35,7 +35,7 @@ NOTHING_LOCAL = {
     "RELAY_GRPC_LISTEN": "127.0.0.1:0",
     "RELAY_HTTP_LISTEN": "127.0.0.1:0",
     "RELAY_ADMIN_LISTEN": "off",
-    "RELAY_CONNECT_TIMEOUT": "1000",
+    "RELAY_CONNECT_TIMEOUT": "20000",  # never the cause of a fault, unless a test sets its own
 }
 
 
