@@ -8,16 +8,17 @@ Sources: contract, sections 2, 4 and 7; OpenMetrics 1.0 (content negotiation).
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from relay import page
+from relay import page, web
 from relay.receivers import Listen
-from relay.receivers.sockets import UnixSocketFile, address, tcp_sockets, unix_socket
+from relay.receivers.sockets import BACKLOG, UnixSocketFile, address, tcp_sockets, unix_socket
 
 __all__ = ["Admin"]
 
@@ -25,7 +26,11 @@ STOP_GRACE = 0.2
 """Seconds that an answer under way has once the listener closes; a client may have stopped reading.
 """
 
-_Handler = Callable[[web.Request], Awaitable[web.Response]]
+_Handler = Callable[[web.BaseRequest], web.Response]
+_ALLOW = "GET,HEAD"
+_NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+_log = logging.getLogger(__name__)
 
 
 class Admin:
@@ -48,8 +53,10 @@ class Admin:
         self._ready = ready
         self._status = status
         self._socket_mode = socket_mode
-        self._runner: web.AppRunner | None = None
+        self._servers: list[asyncio.Server] = []
+        self._server: web.Server | None = None
         self._file: UnixSocketFile | None = None
+        self._routes: Mapping[str, _Handler] = {}
         self._history = page.History()
         self._sampling: asyncio.TimerHandle | None = None
 
@@ -65,59 +72,71 @@ class Admin:
             sockets = [unix]
         else:
             sockets = tcp_sockets(self._listen)
-        app = web.Application()
-        for path, handler in self._routes().items():
-            app.router.add_get(path, handler)
-        self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE
-        )
-        await self._runner.setup()
+        bound = [address(sock) for sock in sockets]
+        self._routes = self._paths()
+        self._server = web.Server(self._handle, access_log=None, logger=_log)
         self._sample()
-        for sock in sockets:
-            await web.SockSite(self._runner, sock).start()
-        return [address(sock) for sock in sockets]
+        try:
+            while sockets:
+                self._servers.append(await self._serve(self._server, sockets[0]))
+                del sockets[0]
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            await self.stop()
+            raise
+        return bound
+
+    async def _serve(self, server: web.Server, sock: socket.socket) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+        return await create(server, sock=sock, backlog=BACKLOG)
 
     async def stop(self) -> None:
         """Close the listener. Idempotent."""
         if self._sampling is not None:
             self._sampling.cancel()
             self._sampling = None
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        for listener in self._servers:
+            listener.close()
+        self._servers.clear()
+        server, self._server = self._server, None
+        if server is not None:
+            await asyncio.sleep(0)  # what has just arrived begins to be handled
+            server.pre_shutdown()
+            await server.shutdown(STOP_GRACE)
         if self._file is not None:
             self._file.remove()
             self._file = None
 
-    def _routes(self) -> Mapping[str, _Handler]:
+    def _paths(self) -> dict[str, _Handler]:
         return {
             "/metrics": self._metrics,
-            "/healthz": self._healthz,
+            "/healthz": lambda _: web.Response(text="ok\n"),
             "/readyz": self._readyz,
-            "/status.json": self._status_json,
-            "/history.json": self._history_json,
+            "/status.json": lambda _: _json(self._status()),
+            "/history.json": lambda _: _json(self._history.document()),
             **{path: _serve(asset) for path, asset in page.assets().items()},
         }
 
-    async def _metrics(self, request: web.Request) -> web.Response:
+    async def _handle(self, request: web.BaseRequest) -> web.Response:
+        handler = self._routes.get(request.path)
+        if handler is None:
+            return web.Response(status=404, text="not found\n")
+        if request.method not in {"GET", "HEAD"}:
+            return web.Response(status=405, text="read-only\n", headers={"Allow": _ALLOW})
+        return handler(request)
+
+    def _metrics(self, request: web.BaseRequest) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         response = web.Response(body=encode(self._registry))
         response.headers["Content-Type"] = content_type
         return response
 
-    async def _healthz(self, _: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def _readyz(self, _: web.Request) -> web.Response:
+    def _readyz(self, _: web.BaseRequest) -> web.Response:
         if self._ready():
             return web.Response(text="ready\n")
         return web.Response(status=503, text="not ready: starting or stopping\n")
-
-    async def _status_json(self, _: web.Request) -> web.Response:
-        return _json(self._status())
-
-    async def _history_json(self, _: web.Request) -> web.Response:
-        return _json(self._history.document())
 
     def _sample(self) -> None:
         self._history.add(self._status())
@@ -126,14 +145,12 @@ class Admin:
 
 
 def _json(document: Mapping[str, object]) -> web.Response:
-    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return web.json_response(document, headers=headers)
+    return web.Response(
+        text=json.dumps(document), content_type="application/json", headers=_NO_STORE
+    )
 
 
 def _serve(asset: page.Asset) -> _Handler:
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(
-            text=asset.text, content_type=asset.content_type, charset="utf-8", headers=page.HEADERS
-        )
-
-    return answer
+    return lambda _: web.Response(
+        text=asset.text, content_type=asset.content_type, charset="utf-8", headers=page.HEADERS
+    )

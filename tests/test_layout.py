@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay", "proto_stubs"}),
     frozenset({"otlp", "limits", "addresses", "files", "histogram", "status", "tasks"})
-    | frozenset({"memory"}),
+    | frozenset({"memory", "web"}),
     frozenset({"wire", "otlp_json", "rotation"}),
     frozenset({"receivers", "exporters", "processors"}),
     frozenset({"inspect", "response", "ring", "batch", "retry"}),
@@ -60,7 +60,7 @@ IMPURE = frozenset({
 CONFINED: dict[str, frozenset[str]] = {
     "grpc": frozenset({"receivers.grpc", "exporters.grpc", "tls", "sink.grpc", "commands.demo"}),
     "aiohttp": frozenset({
-        "receivers.http", "exporters.http", "admin", "sink.http", "commands.demo",
+        "receivers.http", "exporters.http", "web", "sink.http", "commands.demo",
     }),
     "h2corn": frozenset({"receivers.h2"}),
     "yarl": frozenset({"exporters.http"}),  # aiohttp's own URL type

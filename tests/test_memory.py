@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import os
+import ssl
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import trustme
+
+from relay import memory
 
 # In a process of its own: the thresholds are the whole process's, and so is what it holds.
 FLOOD = """
@@ -44,3 +50,30 @@ def _left(mode: str) -> int:
 def test_what_a_flood_needed_is_given_back() -> None:
     # Without, some 6 MiB stay on this sequence.
     assert _left("steady") < 2 << 20
+
+
+def _trusted() -> int:
+    return len(ssl.create_default_context().get_ca_certs())
+
+
+def test_the_systems_roots_are_not_read_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert _trusted() == 1
+    with memory.without_system_roots(os.environ):
+        assert _trusted() == 0
+    assert _trusted() == 1
+
+
+def test_variables_that_were_not_set_are_not_set_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    before = _trusted()
+    with memory.without_system_roots({}):
+        assert _trusted() == 0
+    assert _trusted() == before

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 
 from relay import logs, memory
 from relay.commands import UsageError
@@ -43,6 +44,8 @@ def _serve(config: Config, loaded: Loaded, environ: Mapping[str, str]) -> int:
         # Its core writes lines of its own format to standard error, about every lost connection.
         os.putenv("GRPC_VERBOSITY", "NONE")
     memory.steady()
+    with memory.without_system_roots(environ):
+        import_module("aiohttp")
     from relay.daemon import Daemon  # noqa: PLC0415 - faults of settings are told sooner without
     from relay.tls import TlsError  # noqa: PLC0415
 

@@ -39,12 +39,11 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-from aiohttp import web
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
 from proto_stubs import SignalSchema
-from relay import otlp_json, status
+from relay import status, web
 from relay.otlp import SIGNALS
 from relay.receivers import Consumer, ReceiverConfig, Refusal, RefusedError
 from relay.receivers.sockets import (
@@ -310,6 +309,8 @@ class HttpReceiver:
             raise _RefuseError(400, f"the body cannot be decompressed: {exc}") from None
 
     async def _convert(self, body: bytes, signal: SignalSchema) -> bytes:
+        from relay import otlp_json  # noqa: PLC0415 - most relays never see JSON: it costs memory
+
         limit = self.config.max_request_bytes
         try:
             if len(body) <= INLINE_JSON or self._converter is None:
