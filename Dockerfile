@@ -1,8 +1,9 @@
 # syntax=docker/dockerfile:1
 # The relay as a container: `make image`, or `docker build -t otlp-relay .`
 #
-# BASE is any image with python3 from 3.11 on, with venv; the last stage runs on it too, so a digest
-# here pins all that is not pinned by requirements/.
+# BASE is any image of Debian or Ubuntu with python3 from 3.11 on, with venv and ca-certificates. What is
+# needed of it is copied into an otherwise empty image (deploy/image/runtime.py), so a digest here pins
+# all that is not pinned by requirements/.
 ARG BASE=docker.io/library/python:3.13-slim-bookworm
 
 FROM ${BASE} AS build
@@ -29,7 +30,7 @@ RUN command -v strip >/dev/null || \
 # What only compilers and type checkers read goes. Bytecode is made here, that of the standard
 # library too (deploy/image/precompile.py says why). Times are those of SOURCE_DATE_EPOCH, so that
 # equal sources give equal files.
-COPY deploy/image/precompile.py ./
+COPY deploy/image/precompile.py deploy/image/runtime.py ./
 ARG SOURCE_DATE_EPOCH=0
 RUN tools/bin/python -m hatchling build --target wheel --directory dist && \
     tools/bin/python -m pip --python /opt/otlp-relay/bin/python install --no-compile --no-deps \
@@ -43,9 +44,10 @@ RUN tools/bin/python -m hatchling build --target wheel --directory dist && \
     rm -rf include bin/idna bin/activate* bin/Activate.ps1 && \
     PYTHONPYCACHEPREFIX=/opt/otlp-relay/bytecode PYTHONDONTWRITEBYTECODE=1 \
         bin/python /build/precompile.py && \
-    find . -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
+    bin/python /build/runtime.py /runtime && \
+    find . /runtime -exec touch --no-dereference --date="@${SOURCE_DATE_EPOCH}" {} +
 
-FROM ${BASE}
+FROM scratch
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="otlp-relay" \
@@ -53,6 +55,7 @@ LABEL org.opencontainers.image.title="otlp-relay" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /runtime /
 COPY --from=build /opt/otlp-relay /opt/otlp-relay
 # The admin listener is for the pod: probes and Prometheus come over its network. The OTLP ports stay
 # on localhost, which the containers of a pod share (docs/decisions/0004): a relay takes telemetry
