@@ -66,6 +66,9 @@ _MAX_WORDS = 1000
 """Characters kept of the text of a failure: it goes into the log and the status page."""
 
 _CLOSE_GRACE = 1.0
+_ASKING_WHY = 1.0
+"""Seconds for the call that is told why a connection failed. It fails at once where the machine is
+not busy; a shorter limit would put its own end in the place of the reason."""
 _UNLIMITED_GRACE = 60.0
 
 _LOST = (
@@ -274,7 +277,7 @@ async def _why_not(channel: grpc.aio.Channel) -> str:
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
     try:
         call = channel.unary_unary("/grpc.health.v1.Health/Check")
-        await call(b"", timeout=0.2)
+        await call(b"", timeout=_ASKING_WHY)
     except grpc.aio.AioRpcError as error:
         details = error.details() or error.code().name
         return details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
