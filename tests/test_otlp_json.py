@@ -684,10 +684,10 @@ def test_time_grows_as_the_request_does() -> None:
         body = b'{"resourceSpans":[{"schemaUrl":"' + unit * count + b'"}], "zz": "\\'
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()  # not the time that other processes had
             with pytest.raises(InvalidJsonError):
                 otlp_json.to_protobuf(body, TRACES, limit=MIB * 64)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     for unit in (b"\\n", b"\\ud800", b"x", b"\\\\"):

@@ -233,8 +233,9 @@ async def test_answers_come_while_the_first_connection_is_being_established(
 async def test_it_comes_and_goes(sink: Sink, start_relay: StartRelay, protocol: str) -> None:
     grpc = protocol == "grpc"
     collector = f"http://{sink.grpc_endpoint if grpc else sink.http_endpoint}"
+    # The delay is the time in which the relay sees that its connection was closed.
     relay = await start_relay(
-        collector, OTEL_EXPORTER_OTLP_PROTOCOL=protocol, RELAY_SCHEDULE_DELAY="10"
+        collector, OTEL_EXPORTER_OTLP_PROTOCOL=protocol, RELAY_SCHEDULE_DELAY="300"
     )
     async with relay.channel() as channel:
         for number in range(4):

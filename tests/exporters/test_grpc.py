@@ -504,7 +504,9 @@ async def test_a_connection_that_vanished_is_replaced_after_the_hung_export(
 ) -> None:
     async with Proxy(sink.grpc_endpoint) as proxy:
         exporter = make(proxy.endpoint, timeout=SHORT, connect_timeout=SHORT)
-        await recovers(exporter)
+        async with asyncio.timeout(LONG):
+            while await exporter.connect() is not None:
+                pass
         proxy.stall()
         assert exporter.ready()  # Nobody has told it.
         hung = await exporter.export(REQUEST)
@@ -516,7 +518,12 @@ async def test_a_connection_that_vanished_is_replaced_after_the_hung_export(
         assert failure.code == "CONNECT_TIMEOUT"
         before = proxy.accepted
         proxy.flow()
-        await recovers(exporter)
+        # The short limits hold here too, and a busy machine may take longer.
+        async with asyncio.timeout(LONG):
+            while await exporter.connect() is not None or (
+                await exporter.export(REQUEST) != Accepted()
+            ):
+                pass
         assert proxy.accepted > before
 
 
@@ -547,8 +554,9 @@ async def test_exports_under_way_end_on_the_old_connection(sink: Sink, make: Mak
         assert await slow.connect() is None
         answer.set()
         assert await waiting == Accepted()
-        assert await quick.export(REQUEST) == Accepted()
-        assert calls == 3
+        after = make(f"127.0.0.1:{port}", channel=slow._connection)
+        assert await after.export(REQUEST) == Accepted()
+        assert calls >= 2  # That which hung may have ended before the server saw it.
     finally:
         await server.stop(None)
 

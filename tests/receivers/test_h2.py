@@ -419,13 +419,13 @@ async def test_what_was_not_looked_at_is_bounded_by_flow_control() -> None:
 
 @pytest.mark.parametrize("sent", [b"", framed(REQUEST)[:3], framed(REQUEST)[:-1], framed(REQUEST)])
 async def test_a_message_that_does_not_arrive_in_time(sent: bytes) -> None:
-    config = replace(CONFIG, request_timeout=0.2)
+    config = replace(CONFIG, request_timeout=0.5)
     async with running(config) as it, Raw.to(it.port) as raw:
         stream = await raw.begin()
         await raw.send(stream, sent)
         answer = await raw.answer(stream)
         assert answer.code == DEADLINE_EXCEEDED
-        assert "within 0.2 s" in answer.message
+        assert "within 0.5 s" in answer.message
         assert (await raw.ask([framed(REQUEST)])).code == OK
     assert it.receiver.held == 0
 
@@ -631,7 +631,7 @@ async def test_starting_and_stopping_leaves_no_descriptor_and_no_thread() -> Non
 def test_on_uvloop_as_on_asyncio(tmp_path: Path) -> None:
     async def everything() -> None:
         authority = Authority(tmp_path)
-        config = replace(CONFIG, max_connections=2, request_timeout=0.2)
+        config = replace(CONFIG, max_connections=2, request_timeout=0.5)
         async with running(config) as it, Raw.to(it.port) as one, Raw.to(it.port) as two:
             assert (await one.ask([framed(REQUEST)])).code == OK
             assert (await two.ask([framed(REQUEST)[:9], framed(REQUEST)[9:]])).code == OK

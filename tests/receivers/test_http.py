@@ -668,7 +668,7 @@ def test_damaged_http_is_answered_or_cut_and_harms_nobody(data: st.DataObject) -
     heard = Heard()
 
     async def everything() -> None:
-        async with running(request_timeout=0.1) as relay:
+        async with running() as relay:
             async with connected(relay.port) as client:
                 with contextlib.suppress(ConnectionError):
                     for start, end in itertools.pairwise([0, *cuts, len(whole)]):
@@ -1121,13 +1121,16 @@ async def test_plaintext_to_a_tls_port_is_closed_and_harms_nobody(
 ) -> None:
     authority = Authority(tmp_path)
     context = tls.client_context(authority.client())
-    async with running_tls(authority.server(), request_timeout=0.3) as relay:
+    # One that says nothing is cut.
+    async with (
+        running_tls(authority.server(), request_timeout=0.1) as relay,
+        connected(relay.port) as client,
+    ):
+        assert await client.closed() == b""
+    async with running_tls(authority.server()) as relay:
         async with connected(relay.port) as client:
             await client.send(request())
             assert b"HTTP" not in await client.closed()
-        # One that says nothing is cut as well.
-        async with connected(relay.port) as client:
-            assert await client.closed() == b""
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, ssl=context)
         client = Client(reader, writer)
         await client.send(request())
@@ -1154,7 +1157,7 @@ async def test_connections_over_the_limit_are_503_over_tls_too(tmp_path: Path) -
 def test_on_uvloop_as_on_asyncio(tmp_path: Path) -> None:
     async def everything() -> None:
         for listen in (Listen("127.0.0.1", 0), Listen(path=str(tmp_path / "s"))):
-            async with running(http=listen, max_connections=2, request_timeout=0.3) as relay:
+            async with running(http=listen, max_connections=2) as relay:
                 async with connected(relay.port, listen.path) as client:
                     await client.send(request(trace().SerializeToString()))
                     assert (await client.answer()).status == 200
@@ -1167,6 +1170,9 @@ def test_on_uvloop_as_on_asyncio(tmp_path: Path) -> None:
                         second.writer.write_eof()
                         answer = await second.answer()
                         assert answer.message() == "the body is shorter than announced"
+                await until(lambda: relay.receiver.connections == 0)
+            async with running(http=listen, request_timeout=0.1) as relay:
+                async with connected(relay.port, listen.path) as client:
                     await client.send(request(length=5))
                     assert (await client.answer()).status == 408
                 await until(lambda: relay.receiver.connections == 0)
