@@ -124,6 +124,7 @@ class GrpcChannel:
         self._generation = 0
         self._channel: grpc.aio.Channel | None = None
         self._connecting: asyncio.Task[Retryable | None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self._closed = False
         self._one_address = _is_one_address(config.endpoint)
@@ -142,7 +143,11 @@ class GrpcChannel:
             if self._credentials.generation != self._generation:
                 self.replace(self._channel)
                 return False
-        return self._channel.get_state() is grpc.ChannelConnectivity.READY
+        return self._stands()
+
+    def _stands(self) -> bool:
+        channel = self._channel
+        return channel is not None and channel.get_state() is grpc.ChannelConnectivity.READY
 
     def others_stand(self) -> bool:
         """Whether, after a connection was lost, another address of the collector is connected."""
@@ -156,13 +161,20 @@ class GrpcChannel:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
             self._connecting.add_done_callback(self._connected)
         # A caller that gives up does not take the attempt away from the others.
-        return await asyncio.shield(self._connecting)
+        failure = await asyncio.shield(self._connecting)
+        if failure is None and not self._stands():
+            # Told as a failure, so that the next attempt waits its turn.
+            return Retryable(CONNECT_FAILED, f"{self._config.endpoint} accepted and hung up")
+        return failure
 
     def replace(self, channel: grpc.aio.Channel | None) -> None:
         """Give up ``channel`` if it is the current one; calls under way on it may end."""
         if channel is None or channel is not self._channel:
             return
         self._channel = None
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
         grace = _UNLIMITED_GRACE if self._config.timeout is None else self._config.timeout
         closing = asyncio.get_running_loop().create_task(channel.close(grace))
         self._closing[closing] = channel
@@ -175,6 +187,8 @@ class GrpcChannel:
         tasks: list[asyncio.Task[None] | asyncio.Task[Retryable | None]] = [*self._closing]
         if self._connecting is not None:
             tasks.append(self._connecting)
+        if self._watching is not None:
+            tasks.append(self._watching)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -189,18 +203,14 @@ class GrpcChannel:
             task.exception()  # Retrieved; the shielded callers raise it.
 
     async def _connect(self) -> Retryable | None:
-        channel = self._channel
-        reused = channel is not None
-        if channel is None:
-            channel = self._channel = self._new_channel()
+        if self._stands():
+            return None
+        # What is left of an earlier one, if anything, is about to be given up.
+        self.replace(self._channel)
+        channel = self._channel = self._new_channel()
         try:
             async with asyncio.timeout(self._config.connect_timeout):
                 failed = await _until_ready(channel)
-                if failed and reused:
-                    # What failed was the library's own attempt, which may be long past.
-                    self.replace(channel)
-                    channel = self._channel = self._new_channel()
-                    failed = await _until_ready(channel)
         except TimeoutError:
             self.replace(channel)
             seconds = f"{self._config.connect_timeout:g}"
@@ -208,10 +218,21 @@ class GrpcChannel:
                 CONNECT_TIMEOUT, f"no connection to {self._config.endpoint} within {seconds} s"
             )
         if not failed:
+            self._watching = asyncio.get_running_loop().create_task(self._watch(channel))
             return None
         why = await _why_not(channel)
         self.replace(channel)
         return Retryable(CONNECT_FAILED, f"cannot connect to {self._config.endpoint}: {why}")
+
+    async def _watch(self, channel: grpc.aio.Channel) -> None:
+        """Give the channel up once no connection of it stands.
+
+        The library would connect again at once, without a pause, as often as the other side takes
+        the connection and hangs up: a proxy without a collector behind it does.
+        """
+        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        self._watching = None
+        self.replace(channel)
 
     def _new_channel(self) -> grpc.aio.Channel:
         config = self._config

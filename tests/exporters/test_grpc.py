@@ -91,6 +91,13 @@ async def connected(exporter: GrpcExporter) -> GrpcExporter:
     return exporter
 
 
+async def given_up(exporter: GrpcExporter) -> None:
+    """Wait until the exporter has noticed that its connection is gone, and dropped the channel."""
+    async with asyncio.timeout(LONG):
+        while exporter._connection.current is not None or exporter._connection._closing:
+            await asyncio.sleep(0.001)
+
+
 async def recovers(exporter: GrpcExporter) -> None:
     """The collector is there: an export gets through, at the latest with a second connection."""
     outcome: Outcome | None = None
@@ -440,17 +447,37 @@ async def test_a_restart_on_the_same_port(sink: Sink, make: MakeExporter) -> Non
 
 async def test_a_long_absence_leaves_no_failure_behind(sink: Sink, make: MakeExporter) -> None:
     exporter = await connected(make(sink.grpc_endpoint))
-    channel = exporter._connection.current
-    assert channel is not None
     await sink.stop()
-    # The library notices, tries by itself, fails, and waits for its own back-off.
-    state = channel.get_state()
-    while state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-        await channel.wait_for_state_change(state)
-        state = channel.get_state()
+    await given_up(exporter)
+    for _ in range(3):
+        assert isinstance(await exporter.connect(), Retryable)
     await sink.start()
     assert await exporter.connect() is None
     assert await exporter.export(REQUEST) == Accepted()
+
+
+async def test_whoever_hangs_up_is_not_called_again_unasked(sink: Sink, make: MakeExporter) -> None:
+    calls = 0
+    connected_once = asyncio.Event()
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        writer.write(b"\0\0\0\4\0\0\0\0\0")  # an empty SETTINGS frame: HTTP/2 is spoken here
+        await connected_once.wait()
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        exporter = await connected(make(f"{host}:{port}"))
+        other = await connected(make(sink.grpc_endpoint))
+        connected_once.set()
+        await given_up(exporter)
+        before = calls
+        for _ in range(50):
+            assert await other.export(REQUEST) == Accepted()
+    assert calls <= before + 2  # Begun before the channel was given up.
 
 
 @pytest.mark.parametrize("how", ["stop", "fin", "reset"])
