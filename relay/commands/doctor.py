@@ -184,11 +184,6 @@ def _configuration(loaded: Loaded, config: Config) -> Iterator[Finding]:
                     "set OTEL_TRACES_SAMPLER_ARG to 1.0, or RELAY_TRACES_SAMPLER_ARG for the relay"
                     " alone")  # fmt: skip
     for exporter in dict.fromkeys(config.exporters.values()):
-        if exporter.tls is not None:
-            for each in tls.check_client(exporter.tls):
-                yield fault(about, each, "mend the file, or the setting that names it")
-            for each in tls.client_warnings(exporter.tls, _now()):
-                yield warning(about, each, "renew it; the relay reads it again by itself")
         said: list[str] = []
         _headers(exporter, said)
         for each in said:

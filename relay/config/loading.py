@@ -378,7 +378,23 @@ class _Loading:
             self._pair(self._resolve(s.TLS_CLIENT_CA_FILE), "RELAY_TLS_CERT_FILE", cert)
         if not (cert and key):
             return None
-        return ServerTls(cert_file=cert, key_file=key, client_ca_file=client_ca)
+        files = ServerTls(cert_file=cert, key_file=key, client_ca_file=client_ca)
+        self._examine(files, s.TLS_CERT_FILE, s.TLS_KEY_FILE, s.TLS_CLIENT_CA_FILE)
+        return files
+
+    def _examine(
+        self, files: ClientTls | ServerTls, *settings: Setting[str], signal: str = ""
+    ) -> None:
+        """Look into TLS files that can be read; what is found names the file itself."""
+        given = [each for each in (self._resolve(one, signal) for one in settings) if each.value]
+        if not given or any(self._machine.why_unreadable(each.value) for each in given):
+            return
+        names = ", ".join(each.source.label.removeprefix("flag ") for each in given)
+        faults, warnings = self._machine.examine_tls(files)
+        for text in faults:
+            self._fault(f"{names}: {text}")
+        for text in warnings:
+            self._warn(f"{names}: {text}")
 
     def _pair(self, given: _Resolved[str], partner: str, value: str) -> None:
         if given.value and not value:
@@ -447,7 +463,12 @@ class _Loading:
         self._pair(self._resolve(s.CLIENT_CERTIFICATE, signal), "a CLIENT_KEY", key)
         self._pair(self._resolve(s.CLIENT_KEY, signal), "a CLIENT_CERTIFICATE", cert)
         if encrypted:
-            return ClientTls(ca_file=ca, cert_file=cert, key_file=key)
+            files = ClientTls(ca_file=ca, cert_file=cert, key_file=key)
+            if bool(cert) == bool(key):
+                self._examine(
+                    files, s.CERTIFICATE, s.CLIENT_CERTIFICATE, s.CLIENT_KEY, signal=signal
+                )
+            return files
         for setting in (s.CERTIFICATE, s.CLIENT_CERTIFICATE):
             unused = self._resolve(setting, signal)
             if unused.value:

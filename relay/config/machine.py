@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from relay.exporters import ClientTls
+from relay.receivers import ServerTls
 
 
 def is_own_address(address: str) -> bool:
@@ -47,6 +51,16 @@ def installed(distribution: str) -> str:
         return ""
 
 
+def examine_tls(files: ClientTls | ServerTls) -> tuple[list[str], list[str]]:
+    """What makes the files unusable, and what of them is out of date or soon will be."""
+    from relay import tls  # noqa: PLC0415 - only for who has TLS files
+
+    now = time.time()  # noqa: TID251 - compared with the dates of certificates
+    if isinstance(files, ServerTls):
+        return tls.check_server(files), tls.server_warnings(files, now)
+    return tls.check_client(files), tls.client_warnings(files, now)
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What :func:`relay.config.load` asks; the defaults ask the real one."""
@@ -55,6 +69,7 @@ class Machine:
     why_unreadable: Callable[[str], str] = why_unreadable
     real_path: Callable[[str], str] = os.path.realpath
     installed: Callable[[str], str] = installed
+    examine_tls: Callable[[ClientTls | ServerTls], tuple[list[str], list[str]]] = examine_tls
 
 
 THIS_MACHINE = Machine()

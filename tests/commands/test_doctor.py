@@ -361,11 +361,17 @@ async def test_mutual_tls_with_a_server_that_says_so(tmp_path: Path) -> None:
     assert "RELAY_EXPORTER_CLIENT_CERTIFICATE" in text
 
 
-async def test_files_of_tls_that_cannot_be_used(tmp_path: Path) -> None:
+def test_files_of_tls_that_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = tmp_path / "ca.pem"
     broken.write_text("no certificate")
-    found = await look("https://127.0.0.1:1", RELAY_EXPORTER_CERTIFICATE=str(broken))
-    assert any("holds no PEM certificate" in each.message for each in faults(found))
+    settings = {
+        "RELAY_EXPORTER_ENDPOINT": "https://127.0.0.1:1",
+        "RELAY_EXPORTER_CERTIFICATE": str(broken),
+    }
+    assert doctor.run([], settings) == 2
+    assert "holds no PEM certificate" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------- what it answers

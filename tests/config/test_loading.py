@@ -1,5 +1,5 @@
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ MACHINE = Machine(
     is_own_address=lambda address: address == HERE,
     why_unreadable=lambda path: "No such file or directory" if path == MISSING else "",
     real_path=lambda path: path.replace("/var/run/", "/run/"),
+    examine_tls=lambda files: (
+        [f"{path} is junk" for path in astuple(files) if path.startswith("/junk")],
+        [f"{path} expired" for path in astuple(files) if path.startswith("/old")],
+    ),
 )
 
 
@@ -472,6 +476,27 @@ def test_listener_tls() -> None:
     assert config(environ).receivers.tls == ServerTls("/c.pem", "/k.pem")
     environ["RELAY_TLS_CLIENT_CA_FILE"] = "/ca.pem"
     assert config(environ).receivers.tls == ServerTls("/c.pem", "/k.pem", "/ca.pem")
+
+
+def test_files_of_a_listener_that_cannot_be_used_end_the_start() -> None:
+    environ = {"RELAY_TLS_CERT_FILE": "/junk.pem", "RELAY_TLS_KEY_FILE": "/k.pem"}
+    assert faults(environ) == ("RELAY_TLS_CERT_FILE, RELAY_TLS_KEY_FILE: /junk.pem is junk",)
+    environ["RELAY_TLS_CERT_FILE"] = "/old.pem"
+    assert warnings(environ) == ("RELAY_TLS_CERT_FILE, RELAY_TLS_KEY_FILE: /old.pem expired",)
+
+
+def test_files_for_the_collector_that_cannot_be_used_end_the_start() -> None:
+    environ = {
+        "RELAY_EXPORTER_ENDPOINT": "https://c:4317",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": "/junk.pem",
+    }
+    assert faults(environ) == ("OTEL_EXPORTER_OTLP_CERTIFICATE: /junk.pem is junk",)
+    assert warnings({**environ, "OTEL_EXPORTER_OTLP_CERTIFICATE": "/old.pem"}) == (
+        "OTEL_EXPORTER_OTLP_CERTIFICATE: /old.pem expired",
+    )
+    # Said once: that it cannot be read.
+    (fault,) = faults({**environ, "OTEL_EXPORTER_OTLP_CERTIFICATE": MISSING})
+    assert "cannot be read" in fault
 
 
 def test_tls_to_the_collector() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from relay.config.machine import THIS_MACHINE, is_own_address, why_unreadable
+from relay.exporters import ClientTls
+from relay.receivers import ServerTls
 
 
 def own_addresses() -> list[str]:
@@ -49,3 +51,14 @@ def test_says_why_a_file_cannot_be_read(tmp_path: Path) -> None:
 def test_tells_which_version_is_installed() -> None:
     assert re.fullmatch(r"\d+\.\d+.*", THIS_MACHINE.installed("pytest"))
     assert THIS_MACHINE.installed("no-such-distribution") == ""
+
+
+def test_looks_into_tls_files(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.pem"
+    junk.write_text("junk")
+    assert THIS_MACHINE.examine_tls(ClientTls(ca_file=str(junk))) == (
+        [f"the CA file '{junk}' holds no PEM certificate"],
+        [],
+    )
+    (fault,), _ = THIS_MACHINE.examine_tls(ServerTls(str(junk), str(junk)))
+    assert fault == f"the certificate file '{junk}' holds no PEM certificate"
