@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from relay.commands import UsageError
 from relay.config import Loaded, UnknownFlagError, load, parse_flags
+from relay.config.reference import usage
 from relay.config.settings import (
     BY_FLAG,
     ENABLED,
@@ -20,6 +21,15 @@ from relay.config.settings import (
 from relay.processors import ProcessorConfig
 from relay.processors.patterns import UrlRules
 from relay.processors.spans import path_of_url
+
+_HELP = """\
+Says for each URL or path whether a request to it is traced, and which pattern decides, with the
+settings that run would have. Exit code 0; 2 when run would not start.
+
+example: otlp-relay explain /health http://shop/api/users --excluded-urls '/health,^/internal/'
+
+  --json  one JSON document instead of text
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,10 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     Raises:
         UsageError: no URL, something that is neither URL nor path, a faulty configuration.
     """
+    if "--help" in argv or "-h" in argv:
+        print(_HELP)
+        print(usage("explain URL..."), end="")
+        return 0
     urls, rest = _urls(argv)
     try:
         flags = parse_flags(rest, also=("--json",))

@@ -123,3 +123,12 @@ def test_faults_are_usage_errors(argv: list[str], environ: dict[str, str], fault
 def test_warnings_go_to_stderr(capsys: Capture) -> None:
     assert explain.run(["/x"], {"RELAY_EXCLUDED_URL": "/x"}) == 0
     assert "RELAY_EXCLUDED_URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_says_what_it_does_and_names_the_flags(capsys: Capture, flag: str) -> None:
+    assert explain.run([flag], {}) == 0
+    out = capsys.readouterr().out
+    assert "explain URL... [FLAGS]" in out
+    assert "--json" in out
+    assert "--excluded-urls" in out
