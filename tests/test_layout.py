@@ -30,7 +30,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"wire", "otlp_json", "rotation"}),
     frozenset({"receivers", "exporters", "processors"}),
     frozenset({"inspect", "response", "ring", "batch", "retry"}),
-    frozenset({"receivers.sockets", "receivers.health", "headers", "tls", "delivery"})
+    frozenset(
+        {"receivers.sockets", "receivers.health", "receivers.plain", "headers", "tls", "delivery"}
+    )
     | frozenset({"processors.*"}),
     frozenset({"receivers.*", "exporters.*", "pipeline"}),
     frozenset({"telemetry", "logs", "page.*"}),
@@ -48,7 +50,7 @@ HOUSES = frozenset({"proto_stubs", "config", "processors.*", "sink"})
 PURE = frozenset({
     "proto_stubs", "otlp", "limits", "histogram", "status", "wire", "inspect", "response",
     "otlp_json", "ring", "batch", "retry", "delivery", "processors", "processors.*",
-    "doctor", "page.*",
+    "doctor", "page.*", "receivers.plain",
 })  # fmt: skip
 IMPURE = frozenset({
     "aiohttp", "asyncio", "concurrent", "grpc", "logging", "multiprocessing", "os", "pathlib",

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 import uvloop
+from aiohttp import web
 from google.protobuf import json_format
 from google.rpc import status_pb2  # type: ignore[import-untyped]  # generated, without stubs
 from hypothesis import given, settings
@@ -975,6 +976,146 @@ async def test_others_are_served_while_a_large_json_request_is_converted() -> No
                 served += 1
             assert (await slow.answer()).status == 200
         assert served > 5
+
+
+# --- the short way ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def long_way(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Requests that aiohttp handles from now on, by path."""
+    seen: list[str] = []
+    answer = HttpReceiver.handle
+
+    async def handle(receiver: HttpReceiver, request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(request.path)
+        return await answer(receiver, request)
+
+    monkeypatch.setattr(HttpReceiver, "handle", handle)
+    return seen
+
+
+async def settled(relay: Running) -> None:
+    """What was sent before has been read: another connection made later was answered."""
+    for _ in range(2):
+        assert (await ask(relay.port, request(media=JSON, method="GET"))).status == 405
+    relay.recorder.counted.clear()
+
+
+async def test_a_request_in_pieces_takes_the_short_way_from_its_body_on(
+    long_way: list[str],
+) -> None:
+    body = trace().SerializeToString()
+    data = request(body)
+    start = len(data) - len(body)
+    async with running() as relay:
+        for cuts in ([start], [start + 1], [len(data) - 1], list(range(start, len(data)))):
+            async with connected(relay.port) as client:
+                for begin, end in itertools.pairwise([0, *cuts, len(data)]):
+                    await client.send(data[begin:end])
+                    await asyncio.sleep(0)
+                answer = await client.answer()
+                assert (answer.status, answer.body) == (200, b"")
+                assert answer.headers.keys() == {"content-type", "server", "content-length", "date"}
+                assert answer.headers["content-type"] == PROTOBUF
+        assert [payload for _, payload, _ in relay.recorder.taken] == [body] * 4
+        assert long_way == []
+
+
+async def test_both_ways_answer_alike(long_way: list[str]) -> None:
+    good, bad = trace().SerializeToString(), b"\x0a\x05"
+    async with running() as relay, connected(relay.port) as client:
+        for body, status in ((good, 200), (bad, 400)):
+            answers = []
+            # aiohttp takes what names a parameter, and leaves no doubt about the connection.
+            for media in (PROTOBUF, f"{PROTOBUF};v=1"):
+                await client.send(request(body, media=media))
+                answers.append(await client.answer())
+            short, long = answers
+            assert (short.status, short.body) == (status, long.body)
+            assert short.headers["content-type"] == long.headers["content-type"] == PROTOBUF
+        assert len(long_way) == 3  # from the first on that was not of the form
+        assert relay.recorder.counted == []
+
+
+async def test_a_large_request_does_not_close_the_short_way(long_way: list[str]) -> None:
+    small, large = (trace("x" * size).SerializeToString() for size in (10, 200_000))
+    async with running() as relay, connected(relay.port) as client:
+        for body in (small, large, small, large, small):
+            await client.send(request(body))
+            assert (await client.answer()).status == 200
+        assert [payload for _, payload, _ in relay.recorder.taken] == [
+            *(small, large, small, large, small)
+        ]
+        assert len(long_way) == 2
+
+
+@pytest.mark.parametrize("piece", [3, 50, 100, 150, 300, 1000])
+async def test_pipelined_requests_are_answered_in_order_however_they_are_cut(piece: int) -> None:
+    bodies = [trace(str(number) * (number % 7 * 20)).SerializeToString() for number in range(30)]
+    bodies[10] = trace("x" * 70_000).SerializeToString()
+    broken = b"\x0a\x05"
+    data = b"".join(request(body) for body in [*bodies, broken])
+    async with running() as relay, connected(relay.port) as client:
+        for start in range(0, len(data), piece):
+            client.writer.write(data[start : start + piece])
+            if start % 7 == 0:
+                await asyncio.sleep(0)
+        statuses = [(await client.answer()).status for _ in range(31)]
+        assert statuses == [200] * 30 + [400]
+    assert [payload for _, payload, _ in relay.recorder.taken] == bodies
+
+
+async def test_a_kept_request_that_ends_early_or_late(long_way: list[str]) -> None:
+    body = trace().SerializeToString()
+    async with running() as relay:
+        async with connected(relay.port) as client:
+            await client.send(request(body, length=len(body) + 1))
+            await settled(relay)
+            client.writer.write_eof()
+            answer = await client.answer()
+            assert answer.status == 400
+            assert "shorter than announced" in answer.message()
+        assert relay.recorder.counted == [("traces", INVALID)]
+        async with connected(relay.port) as client:
+            await client.send(request(body)[:-1])
+            await settled(relay)
+            await client.send(body[-1:] + request(body))  # the next begins in the same piece
+            assert [(await client.answer()).status for _ in range(2)] == [200, 200]
+        assert relay.recorder.taken[-1][1] == body
+        async with connected(relay.port) as client:
+            await client.send(request(body)[:-1])
+            await settled(relay)
+        await until(lambda: relay.receiver.connections == 0)
+        assert len(relay.recorder.taken) == 2
+    assert "/v1/traces" in long_way
+
+
+async def test_the_time_of_a_kept_request_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver_module, "IDLE_TIMEOUT", 0.5)  # it is not idle
+    async with running(request_timeout=0.7) as relay, connected(relay.port) as client:
+        await client.send(request(b"\x0a", length=2))
+        answer = await client.answer()
+        assert answer.status == 408
+        assert answer.headers["connection"] == "close"
+        await until(lambda: relay.recorder.counted == [("traces", INVALID)])
+
+
+async def test_a_client_that_reads_no_answers_is_aiohttps(long_way: list[str]) -> None:
+    async with running() as relay, connected(relay.port) as client:
+        await client.send(request())
+        assert (await client.answer()).status == 200
+        assert relay.receiver._server is not None
+        (connection,) = relay.receiver._server.connections
+        connection.pause_writing()  # as the transport does with more than 64 KiB to be read
+        await client.send(request())
+        await until(lambda: bool(long_way))
+        assert (await client.answer()).status == 200
+        connection.resume_writing()
+        await until(lambda: connection._waiter is not None)
+        await client.send(request())
+        assert (await client.answer()).status == 200
+        assert len(long_way) == 1
 
 
 # --- starting and stopping --------------------------------------------------------------------
