@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
@@ -35,6 +35,9 @@ STOP_GRACE = 1.0
 RESERVE = 1.0
 """Seconds of the shutdown limit that are kept for closing connections and ending the process; of a
 short limit a quarter."""
+
+REPEAT = 60.0
+"""Seconds in which one and the same warning about a file is written once."""
 
 
 class Receiver(Protocol):
@@ -183,20 +186,23 @@ class Daemon:
             _log,
             logging.INFO,
             "started",
-            f"otlp-relay {__version__}: {listening}; forwarding to {self._destinations()}",
+            f"otlp-relay {__version__}: {listening}; forwarding {self._destinations()}",
             **fields,
             addresses=self._listening,
         )
 
     def _destinations(self) -> str:
         by_endpoint: dict[str, list[str]] = {}
-        for name, exporter in self._config.exporters.items():
+        for schema in SIGNALS:
+            exporter = self._config.exporters[schema.name]
             security = "TLS" if exporter.tls is not None else "plaintext"
-            endpoint = exporter.endpoint.partition("?")[0]
-            by_endpoint.setdefault(f"{endpoint} ({exporter.protocol}, {security})", []).append(name)
+            # Where every signal has the path of its own that OTLP gives it, that goes unsaid.
+            endpoint = exporter.endpoint.partition("?")[0].removesuffix(schema.http_path)
+            to = f"to {endpoint} ({exporter.protocol}, {security})"
+            by_endpoint.setdefault(to, []).append(schema.name)
         if len(by_endpoint) == 1:
             return next(iter(by_endpoint))
-        return ", ".join(f"{' and '.join(names)} to {to}" for to, names in by_endpoint.items())
+        return ", ".join(f"{' and '.join(names)} {to}" for to, names in by_endpoint.items())
 
     # -- end --------------------------------------------------------------------------------
 
@@ -321,8 +327,22 @@ def _refused(requests: Mapping[tuple[str, str], int]) -> dict[str, int]:
     return found
 
 
-def _warn(message: str) -> None:
-    _log.warning("%s", message)
+class _Warnings:
+    """Logs what is wrong with a file once, though every signal looks at it for itself."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: dict[str, float] = {}
+
+    def __call__(self, message: str) -> None:
+        now = self._clock()
+        self._said = {text: at for text, at in self._said.items() if now - at < REPEAT}
+        if message not in self._said:
+            self._said[message] = now
+            _log.warning("%s", message)
+
+
+_warn = _Warnings()
 
 
 def _exporters(config: Config) -> dict[str, Exporter]:

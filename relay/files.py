@@ -82,7 +82,7 @@ class Rotating(Generic[T]):
             if initial is None:
                 raise
             self._value = initial
-            self._report(error)
+            self._report(error, "going on without it until it can be used")
 
     def _first(self) -> T:
         for _ in range(SETTLING):
@@ -121,8 +121,10 @@ class Rotating(Generic[T]):
         self._fault = ""
         self.generation += 1
 
-    def _report(self, error: Exception) -> None:
+    def _report(
+        self, error: Exception, consequence: str = "the last good version stays in use"
+    ) -> None:
         fault = str(error)
         if fault != self._fault:
             self._fault = fault
-            self._warn(f"{fault}; the last good version stays in use")
+            self._warn(f"{fault}; {consequence}")

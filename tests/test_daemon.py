@@ -176,10 +176,31 @@ async def test_the_line_at_the_start_tells_destinations_apart(
         caplog.records[0]
         .getMessage()
         .endswith(
-            "forwarding to traces and metrics and profiles to 127.0.0.1:9 (grpc, plaintext),"
+            "forwarding traces and metrics and profiles to 127.0.0.1:9 (grpc, plaintext),"
             " logs to 127.0.0.1:10 (grpc, plaintext)"
         )
     )
+
+
+async def test_the_line_at_the_start_names_a_base_url_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "relay")
+    async with running(RELAY_EXPORTER_PROTOCOL="http/protobuf"):
+        pass
+    text = caplog.records[0].getMessage()
+    assert text.endswith("; forwarding to http://127.0.0.1:9 (http/protobuf, plaintext)")
+
+
+async def test_a_faulty_file_that_all_signals_read_is_told_once(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    file = tmp_path / "headers"
+    file.write_text("a bare token\n")
+    async with running(RELAY_EXPORTER_HEADERS_FILE=str(file)):
+        pass
+    (warning,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert warning.endswith("line 1: not name=value; going on without it until it can be used")
 
 
 async def test_what_is_off_does_not_listen() -> None:

@@ -55,7 +55,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:  # noqa: ARG001
     except* OSError as errors:
         code = 1
         for error in errors.exceptions:
-            print(f"otlp-relay sink: {error}", file=sys.stderr)
+            words = error.strerror if isinstance(error, OSError) else ""
+            print(f"otlp-relay sink: {words or error}", file=sys.stderr)
     return code
 
 

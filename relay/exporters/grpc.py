@@ -301,7 +301,8 @@ async def _why_not(channel: grpc.aio.Channel) -> str:
         await call(b"", timeout=_ASKING_WHY)
     except grpc.aio.AioRpcError as error:
         details = error.details() or error.code().name
-        return details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
+        why = details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
+        return why.replace("%5B", "[").replace("%5D", "]")  # around an IPv6 address
     except grpc.aio.UsageError:
         pass  # Closed meanwhile.
     except asyncio.CancelledError:

@@ -21,6 +21,7 @@ import datetime as dt
 import email.utils
 import io
 import ipaddress
+import os
 import socket
 import ssl
 import threading
@@ -789,8 +790,11 @@ def _reason(error: Exception) -> str:
         return "closed the connection in the middle of its answer"
     if _garbage(error):
         return "what it answers is not HTTP/1.1; is this the port of OTLP over HTTP?"
-    if isinstance(cause, OSError) and cause.strerror:
-        return _clean(cause.strerror)
+    if isinstance(cause, OSError):
+        # asyncio puts words of its own in the place of the system's: "Connect call failed".
+        number = 0 if isinstance(cause, socket.gaierror) else cause.errno or 0
+        if words := os.strerror(number) if number > 0 else cause.strerror:
+            return _clean(words)
     return _clean(str(error)) or type(error).__name__
 
 
