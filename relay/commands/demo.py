@@ -46,7 +46,10 @@ CALL_TIMEOUT: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the walk: at least ``seconds`` long, with the collector up or not."""
+    """A part of the walk, at least ``seconds`` long, with the collector up or not.
+
+    With it up, until the relay has caught up; without, until the ring has overflowed.
+    """
 
     name: str
     seconds: float
@@ -634,7 +637,7 @@ class Demo:
         return books
 
     async def phase(self, phase: Phase) -> None:
-        """One phase, until its time is over and, with the collector up, the backlog is gone."""
+        """One phase, until its time is over and it has shown what it is there to show."""
         app = self._traffic.app
         app.answer_times.clear()
         self._screen.begin(phase)
@@ -655,11 +658,13 @@ class Demo:
             recovered = row.books.up is True and row.books.queued < 512
             if back_after is None and row.books.exported > before.exported:
                 back_after = row.seconds
-            if row.seconds >= phase.seconds and (recovered or not phase.up):
+            shown = recovered if phase.up else row.books.all_dropped > before.all_dropped
+            if row.seconds >= phase.seconds and shown:
                 break
             if row.seconds >= phase.seconds + PATIENCE:
                 self._screen.show(row, last=True)
-                raise _FailedError(f"the relay had not recovered {row.seconds:.0f} s later")
+                lacks = "the relay had not recovered" if phase.up else "the ring was not full"
+                raise _FailedError(f"{lacks} {row.seconds:.0f} s later")
             self._screen.show(row)
         self._screen.show(row, last=True)
         if phase.name == "recovery" and back_after is not None:
