@@ -376,9 +376,18 @@ def bound(settings: Mapping[str, int], base: int, connections: int, streams: int
 
 
 async def watch(
-    relay: RelayProcess, attack: Attack, largest: int, streams: int, seconds: float
+    relay: RelayProcess,
+    attack: Attack,
+    largest: int,
+    streams: int,
+    seconds: float,
+    *,
+    settle: float = 2.0,
 ) -> Outcome:
-    """Let an attack go on for a while, and the well-behaved client beside it."""
+    """Let an attack go on for a while, and the well-behaved client beside it.
+
+    ``settle``: seconds that the relay has to give memory back, before ``after`` is read.
+    """
     outcome = Outcome(memory(relay.pid), 0, 0)
     target = Target(relay.grpc, relay.http, largest, streams)
     client = Child("well-behaved client")
@@ -403,12 +412,12 @@ async def watch(
             await asyncio.gather(attacking, return_exceptions=True)
         await client.reap()
     outcome.peak = memory(relay.pid, "VmHWM")
-    for _ in range(20):
-        outcome.after = memory(relay.pid)
-        await asyncio.sleep(0.1)
+    await asyncio.sleep(settle)
+    outcome.after = memory(relay.pid)
     for line in client.output[undisturbed:]:
-        transport, taken = json.loads(line)
-        outcome.answers.setdefault(transport, []).append(taken)
+        if line.startswith("["):  # gRPC's core may have words of its own about connections
+            transport, taken = json.loads(line)
+            outcome.answers.setdefault(transport, []).append(taken)
     return outcome
 
 
@@ -418,7 +427,7 @@ async def _answer(client: Child, transport: str) -> None:
 
     def more() -> bool:
         assert client.running, client.tail()
-        return any(transport in line for line in client.output[seen:])
+        return any(line.startswith(f'["{transport}"') for line in client.output[seen:])
 
     await until(more, f"an answer over {transport}", client.tail)
 
