@@ -256,7 +256,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 class Running:
     """A contestant's process, ready."""
 
-    def __init__(self, contestant: Contestant, setting: Setting) -> None:
+    def __init__(self, contestant: Contestant, setting: Setting, *, warm: bool = True) -> None:
         self.contestant = contestant
         self.setting = setting
         self._log = setting.folder / f"{contestant.name}.log"
@@ -277,6 +277,8 @@ class Running:
         """Seconds from start to the first 200 of /readyz; None for those without."""
         try:
             self._wait(began)
+            if warm:
+                self._ask(began)
         except BaseException:
             self.stop()
             raise
@@ -290,8 +292,6 @@ class Running:
         return f"127.0.0.1:{ports.grpc if grpc else ports.http}"
 
     def _wait(self, began: float) -> None:
-        task = paced.Task("127.0.0.1", self.setting.ports.grpc, 1000, 1, 0, tls=self.setting.tls,
-                          connections=1, patience=2, lead=0)  # fmt: skip
         bodies.trace_request(0)  # made once, before it counts
         while not _listens(self.setting.ports.grpc):
             if self.process.poll() is not None or time.perf_counter() - began > DEADLINE:
@@ -304,10 +304,26 @@ class Running:
                     raise StartError(f"{self.contestant.name} is not ready:\n{self.tail()}")
                 time.sleep(0.002)
             self.ready_after = time.perf_counter() - began
+
+    def _ask(self, began: float) -> None:
+        task = paced.Task("127.0.0.1", self.setting.ports.grpc, 1000, 1, 0, tls=self.setting.tls,
+                          connections=1, patience=2, lead=0)  # fmt: skip
         answer = paced.run(task)
         if not answer["answered"]:
             raise StartError(f"{self.contestant.name} does not answer: {answer}\n{self.tail()}")
         self.answered_after = time.perf_counter() - began
+
+    def metric(self, series: str) -> float:
+        """The value of a series on /metrics, named with its labels.
+
+        Raises:
+            KeyError: there is none.
+        """
+        url = f"http://127.0.0.1:{self.setting.ports.admin}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text = answer.read().decode()
+        values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[:1] != "#")
+        return float(values[series])
 
     def tail(self) -> str:
         return self._log.read_text(errors="replace")[-2000:]
@@ -324,8 +340,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(contestant: Contestant, setting: Setting) -> Iterator[Running]:
-    made = Running(contestant, setting)
+def running(contestant: Contestant, setting: Setting, *, warm: bool = True) -> Iterator[Running]:
+    """``warm``: it has answered one empty OTLP request."""
+    made = Running(contestant, setting, warm=warm)
     try:
         yield made
     finally:

@@ -220,6 +220,9 @@ def lossless(table: Table) -> list[str]:
 
 def memory(table: Table) -> list[str]:
     wanted: list[tuple[str, str, Getter, dict[str, object]]] = [
+        ("idle, before the first request", "full_ring", field("idle_mib"), {}),
+        ("ring of 2048 full, paced", "full_ring", field("rss_mib"), {"fill": "paced"}),
+        ("ring of 2048 full, flooded", "full_ring", field("rss_mib"), {"fill": "flood"}),
         ("idle", "memory", field("idle_mib"), {}),
         ("10,000 spans/s, median", "memory", field("load_mib"), {}),
         ("10,000 spans/s, highest", "memory", field("peak_mib"), {}),
@@ -372,6 +375,12 @@ def _reach_process(table: Table) -> Iterable[Row]:
         if table.of("memory", contestant=name):
             value = table.median(field("peak_mib"), "memory", contestant=name)
             yield _judge(f"MiB resident at load, highest, {name}", NONE, value, 64, 48)
+        if table.of("full_ring", contestant=name):
+            value = table.median(field("idle_mib"), "full_ring", contestant=name)
+            yield _judge(f"MiB resident idle, {name}", NONE, value, 60)
+        for fill in table.values("full_ring", "fill", contestant=name):
+            value = table.median(field("rss_mib"), "full_ring", contestant=name, fill=fill)
+            yield _judge(f"MiB resident, full ring, {fill}, {name}", NONE, value, 60)
         if table.of("start", contestant=name):
             value = table.median(field("ready_seconds"), "start", contestant=name)
             yield _judge(f"seconds from start to ready, {name}", NONE, value, 0.5)
@@ -459,7 +468,15 @@ PARTS: Final[Sequence[tuple[str, str, Callable[[Table], list[str]]]]] = (
         ),
         lossless,
     ),
-    ("Memory", "", memory),
+    (
+        "Memory",
+        (
+            "A full ring: 2048 spans of some 470 bytes, every default, the collector away; filled "
+            "by one client with 20 spans a request and 2000 a second, or flooded with 100 a "
+            "request, 16 at once. A fresh process for each."
+        ),
+        memory,
+    ),
     ("Start and size", "Python itself is not counted.", start),
     ("Installed size by package", "Of the relay; 0.1 MiB and more.", sizes),
     ("Import time by package", "Of everything that the daemon loads; own time.", imports),

@@ -22,6 +22,9 @@ from benchmarks import contestants, load, paced, process
 from benchmarks.contestants import Contestant, Running
 
 BATCH: Final = 512
+FILLS: Final = ("paced", "flood")
+"""How a ring is filled: requests of 20 spans from one client, 2000 spans a second; requests of 100
+from four clients, as fast as 16 at once are answered."""
 Record = dict[str, Any]
 
 
@@ -349,7 +352,7 @@ class Bench:
     # ---------------------------------------------------------------- 4. memory
 
     def memory(self) -> None:
-        """MiB resident: idle, at load, over a long load."""
+        """MiB resident: idle, at load, with a full ring."""
         rate, spans = 10_000, 100
         for number, case, who in self.turns([{"rate": rate, "spans": spans}]):
             with contestants.running(who, self.setting()) as running:
@@ -362,6 +365,43 @@ class Bench:
                     peak_mib=process.memory(running.pid)["peak_mib"],
                     threads=process.threads(running.pid),
                 )  # fmt: skip
+        self._full_rings()
+
+    def _full_rings(self) -> None:
+        """MiB resident with the collector away: before a request, and once the ring is full.
+
+        Twice, each in a fresh process: from one client at an ordinary pace, and by a flood, of
+        which the library holds several large requests at once.
+        """
+        ours = [who for who in self.who if who.ours]
+        self.sink.stop()
+        try:
+            for number in range(self.plan.rounds):
+                for fill in FILLS:
+                    for who in ours:
+                        with contestants.running(who, self.setting(), warm=False) as running:
+                            self._full_ring(running, number, fill)
+        finally:
+            self.sink.start()
+
+    def _full_ring(self, running: Running, number: int, fill: str) -> None:
+        time.sleep(1.0)
+        idle = process.memory(running.pid)["rss_mib"]
+        if fill == "paced":
+            spans, rate = 20, 2000
+            self._loaded(running, rate, spans, 3.0, connections=1)
+        else:
+            spans, requests = 100, 200
+            load.closed_loop(running.endpoint(grpc=True), spans, requests,
+                             folder=self.folder, grpc=True)  # fmt: skip
+        held = process.memory(running.pid)
+        waiting = running.metric('otlp_relay_queue_items{signal="traces"}')
+        capacity = running.metric('otlp_relay_queue_capacity_items{signal="traces"}')
+        self.record(
+            "full_ring", running.contestant, number, fill=fill, spans=spans,
+            void=None if waiting == capacity else f"the ring holds {waiting:.0f} of {capacity:.0f}",
+            ring=int(capacity), idle_mib=idle, ready_seconds=running.ready_after, **held,
+        )  # fmt: skip
 
     def slope(self) -> None:
         """How memory goes on under constant load: MiB an hour, by least squares."""
@@ -380,12 +420,12 @@ class Bench:
                 )  # fmt: skip
 
     def _loaded(
-        self, running: Running, rate: int, spans: int, seconds: float
+        self, running: Running, rate: int, spans: int, seconds: float, connections: int = 4
     ) -> list[tuple[float, float]]:
         """Seconds and MiB while under load."""
         task = paced.Task(
             "127.0.0.1", running.setting.ports.grpc, rate / spans,
-            int(rate / spans * seconds), spans, patience=5,
+            int(rate / spans * seconds), spans, connections=connections, patience=5,
         )  # fmt: skip
         samples = []
         began = time.perf_counter()

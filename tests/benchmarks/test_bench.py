@@ -53,6 +53,21 @@ def test_the_report_judges_and_lists_what_is_void() -> None:
     assert "round 2, transport grpc, tls False, spans 100: 3 spans were sent, 2 arrived" in text
 
 
+def test_memory_with_a_full_ring_is_judged_by_how_it_was_filled() -> None:
+    full: report.Record = {
+        "section": "full_ring", "contestant": "relay-defaults", "round": 0, "void": None,
+        "idle_mib": 50.0, "rss_mib": 55.0, "fill": "paced",
+    }  # fmt: skip
+    flood = {**full, "fill": "flood", "rss_mib": 61.0}
+    lines = report.markdown(results(full, flood)).splitlines()
+    found = {
+        line.split("|")[1].strip(): line for line in lines if line.startswith("| MiB resident")
+    }
+    assert "50.00 | met" in found["MiB resident idle, relay-defaults"]
+    assert "55.00 | met" in found["MiB resident, full ring, paced, relay-defaults"]
+    assert "61.00 | **missed**" in found["MiB resident, full ring, flood, relay-defaults"]
+
+
 def test_a_case_without_a_valid_run_is_void_not_missing() -> None:
     table = report.Table(results(record("relay", 0, 1.0, "lost")))
     assert table.cell(report.PER_SPAN, "cost", contestant="relay", spans=100) == "void"
