@@ -12,6 +12,7 @@ import random as chance
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from relay import wire
 from relay.delivery import Batch, Delivery, Event
@@ -67,6 +68,7 @@ class Pipeline:
         """Unix time in seconds."""
         self._exporter = exporter
         self._processor = processor
+        self._count = partial(wire.count, schema=schema) if processor is None else processor.count
         self._clock = clock
         self._tasks = Tasks()
         self._connecting = False
@@ -94,7 +96,7 @@ class Pipeline:
             self.refused(transport, Refusal.UNAVAILABLE, time.perf_counter() - begun)
             raise RefusedError(Refusal.UNAVAILABLE, "the relay is stopping")
         try:
-            units, items = wire.count(payload, self.schema)
+            units, items = self._count(payload)
         except wire.MalformedError as error:
             self.refused(transport, Refusal.INVALID, time.perf_counter() - begun)
             raise RefusedError(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from proto_stubs import LOGS, PROFILES, TRACES
+from relay import wire
 from relay.delivery import Event, OutageBegan, OutageEnded
 from relay.limits import PipelineConfig
 from relay.otlp import Accepted, Fault, Outcome, Permanent, Retryable
@@ -338,6 +339,9 @@ class Filter:
         self.prunes: Iterator[bool] = iter(())
         """Whether each pruned payload goes, and teaches something."""
         self.pruned: list[list[int]] = []
+
+    def count(self, payload: bytes) -> tuple[int, int]:
+        return wire.count(payload, TRACES)
 
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         if self.broken:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from proto_stubs import SignalSchema
+from relay import wire
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 
@@ -35,6 +37,15 @@ class Result(NamedTuple):
 
 class Processor(Protocol):
     """One signal's processing."""
+
+    def count(self, payload: bytes) -> tuple[int, int]:
+        """Units and items of an arriving request, as :func:`relay.wire.count` counts them.
+
+        Here, since a processor that has to walk a request anyway counts on the way.
+
+        Raises:
+            relay.wire.MalformedError: the structure is damaged.
+        """
 
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """Process one arriving request. ``now``: monotonic seconds."""
@@ -72,6 +83,9 @@ class ProcessorConfig:
 class _Disabled:
     """Takes everything and keeps nothing."""
 
+    def __init__(self, schema: SignalSchema) -> None:
+        self.count = partial(wire.count, schema=schema)
+
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         del payload, units, now
         return Result(b"", 0, 0, {"disabled": items} if items else NOTHING)
@@ -91,6 +105,7 @@ class _Both:
     def __init__(self, filters: Processor, enrichment: Processor) -> None:
         self._filters = filters
         self._enrichment = enrichment
+        self.count = filters.count
         self.prune = filters.prune
         self.affects = filters.affects
 
@@ -110,7 +125,7 @@ def build(schema: SignalSchema, config: ProcessorConfig) -> Processor | None:
     """
     # Imported as far as needed: RE2 is a native library, and many relays carry no traces.
     if not config.enabled or (schema.name == "metrics" and not config.metrics_enabled):
-        return _Disabled()
+        return _Disabled(schema)
     filters: Processor | None = None
     judges_urls = config.included is not None or bool(config.excluded)
     if schema.name == "traces" and (

@@ -82,6 +82,10 @@ class Enrichment:
             self._entries.pop(_SERVICE_NAME, None)
         self._known: dict[bytes, bytes] = {}
 
+    def count(self, payload: bytes) -> tuple[int, int]:
+        """See :class:`relay.processors.Processor`."""
+        return wire.count(payload, self._schema)
+
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
         del now

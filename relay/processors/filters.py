@@ -21,13 +21,14 @@ Source: contract section 6.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import repeat
-from operator import contains, sub
-from typing import Final
+from functools import cached_property
+from typing import Final, NamedTuple
 
+from proto_stubs import TRACES
+from relay import wire
 from relay.processors import NOTHING, Result
 from relay.processors.patterns import UrlRules
 from relay.processors.remembered import (
@@ -48,6 +49,7 @@ from relay.processors.spans import (
     SpanFacts,
     layout,
     read,
+    sift,
     without,
 )
 from relay.wire import MalformedError
@@ -70,10 +72,11 @@ bytes hold far more candidates than spans, all spans are read instead."""
 _FACTS: Final = 1 << 18
 """So many facts of spans, or candidates for parent ids, are kept at most while a request is worked
 on; one of 16 MiB has some 36,000 ordinary spans."""
+_SIFTED: Final = 1 << 20
+"""Bytes of the largest request whose spans are tested for their looks: the offsets of all spans are
+kept meanwhile, and they may be very small."""
 _MANY_PARENTS: Final = 1024
 """So many more candidates for a parent id than four a span are too many."""
-_FEW: Final = 2
-"""Up to this many traces, looking for each is cheaper than listing all parent ids."""
 _NO_ID: Final = bytes(8)
 """An id of zeros means none (trace.proto)."""
 
@@ -100,18 +103,15 @@ class _Request:
     def __init__(self, payload: bytes, units: int) -> None:
         self.payload = payload
         self.units = units
-        self._where: Layout | None = None
         self._facts: dict[int, SpanFacts | None] = {}
         self._windows: list[Window] | None = None
         self._children: dict[bytes, list[int]] | None = None
         self._rounds = 0
 
-    @property
+    @cached_property
     def where(self) -> Layout:
         """Where its spans stand; looked for at the first need."""
-        if self._where is None:
-            self._where = layout(self.payload, self.units)
-        return self._where
+        return layout(self.payload, self.units)
 
     def facts(self, number: int) -> SpanFacts | None:
         """What there is to know of a span; None: it does not parse."""
@@ -233,47 +233,46 @@ class _Request:
 class Settled:
     """The spans of a request that are filtered for what they look like, see :class:`Shapes`."""
 
-    def __init__(self, request: _Request, shapes: Shapes) -> None:
-        where, payload = request.where, request.payload
-        self.payload = payload
-        self.gone = bytearray(len(where.starts))
-        self._found: dict[Shape, list[int]] = {}
-        by_size = shapes.by_size
-        starts, gone, found = where.starts, self.gone, self._found
-        for number, size in enumerate(map(sub, where.ends, starts)):
-            if size in by_size:
-                start = starts[number]
-                for shape in by_size[size]:
-                    if shape.match(payload, start):
-                        gone[number] = shape.code
-                        if shape in found:
-                            found[shape].append(start)
-                        else:
-                            found[shape] = [start]
-                        break
-
-    def roots(self) -> set[bytes]:
+    def __init__(
+        self, payload: bytes, where: Layout, found: Mapping[Shape, Sequence[int]]
+    ) -> None:
+        starts = where.starts
+        self.gone = gone = bytearray(len(starts))
+        self.removed: Counter[int] = Counter()
+        self.roots: set[bytes] = set()
         """The keys of the server spans among them."""
-        payload = self.payload
-        return {
-            key
-            for shape, starts in self._found.items()
-            if shape.code != _EVENT and (t := shape.trace) and (s := shape.span)
-            for at in starts
-            if (key := payload[at + t : at + t + 16] + payload[at + s : at + s + 8])[16:] != _NO_ID
-        }
+        self._children: list[tuple[bytes, bytes]] = []
+        # The key of a span's parent, and its own.
+        for shape, numbers in found.items():
+            code = shape.code
+            self.removed[code] += len(numbers)
+            for number in numbers:
+                gone[number] = code
+            t, s, p = shape.trace, shape.span, shape.parent
+            if not t or not s:
+                continue
+            at = [starts[number] for number in numbers]
+            keys = [payload[a + t : a + t + 16] + payload[a + s : a + s + 8] for a in at]
+            if shape.code != _EVENT:
+                self.roots.update(keys)
+            if p:
+                above = [payload[a + t : a + t + 16] + payload[a + p : a + p + 8] for a in at]
+                self._children += zip(above, keys, strict=True)
+        self.roots = {key for key in self.roots if key[TRACE:] != _NO_ID}
 
     def children(self, keys: AbstractSet[bytes]) -> set[bytes]:
         """The keys of those whose parent is one of ``keys``."""
-        payload = self.payload
-        return {
-            key
-            for shape, starts in self._found.items()
-            if (t := shape.trace) and (s := shape.span) and (p := shape.parent)
-            for at in starts
-            if payload[at + t : at + t + 16] + payload[at + p : at + p + 8] in keys
-            and (key := payload[at + t : at + t + 16] + payload[at + s : at + s + 8])[16:] != _NO_ID
-        }
+        found = {key for above, key in self._children if above in keys}
+        return {key for key in found if key[TRACE:] != _NO_ID}
+
+
+class _Look(NamedTuple):
+    """What was found out about a request when it was counted."""
+
+    payload: bytes
+    candidates: bool
+    """Whether a text stands in it without which nothing is filtered, but for descendants."""
+    sifted: tuple[Layout, Mapping[Shape, Sequence[int]]] | None
 
 
 class SpanFilter:
@@ -295,25 +294,48 @@ class SpanFilter:
         self._condemned: set[bytes] = set()
         self._shapes = Shapes()
         self._listings = Listings()
+        self._look: _Look | None = None
+
+    def count(self, payload: bytes) -> tuple[int, int]:
+        """See :class:`relay.processors.Processor`."""
+        look = self._look_at(payload)
+        if look.sifted is not None:
+            self._look = look
+            units = len(look.sifted[0].starts)
+            return units, units
+        self._look = look
+        return wire.count(payload, TRACES)
+
+    def _look_at(self, payload: bytes) -> _Look:
+        """Whether anything in the request asks for filtering; walk it if so."""
+        urls, events = self._urls, self._events
+        if not ((urls and urls.present(payload)) or (events and events.present(payload))):
+            return _Look(payload, candidates=False, sifted=None)
+        sifted = None
+        if self._shapes.by_size and len(payload) <= _SIFTED:
+            sifted = sift(payload, self._shapes.by_size.get)
+        return _Look(payload, candidates=True, sifted=sifted)
 
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
+        look, self._look = self._look, None
+        if look is None or look.payload is not payload:
+            look = self._look_at(payload)
         remembered = self._remembered
         remembered.expire(now)
-        urls = self._urls if self._urls and self._urls.present(payload) else None
-        events = self._events if self._events and self._events.present(payload) else None
-        if urls is None and events is None:
+        if not look.candidates:
             touched = remembered.touches(payload)
             if not touched and self._bound is None:
                 return Result(payload, units, items)
             return self._process(_Request(payload, units), now, None, touched=touched)
-        if not self._shapes.by_size:
-            return self._process(_Request(payload, units), now, None, touched=None)
-        request = _Request(payload, units)
-        settled = Settled(request, self._shapes)
-        left = settled.gone.count(0)
-        if left < units:
-            request = _Request(without(payload, request.where, settled.gone), left)
+        request, settled = _Request(payload, units), None
+        if look.sifted is not None:
+            where, found = look.sifted
+            request.where = where
+            if found:
+                settled = Settled(payload, where, found)
+                left = settled.gone.count(0)
+                request = _Request(without(payload, where, settled.gone), left)
         return self._process(request, now, settled, touched=None)
 
     def _process(
@@ -325,7 +347,7 @@ class SpanFilter:
         """
         remembered = self._remembered
         payload, units = request.payload, request.units
-        roots = settled.roots() if settled else set[bytes]()
+        roots = settled.roots if settled else set[bytes]()
         stay: AbstractSet[int] = frozenset()
         urls = events = None
         if touched is None and units:
@@ -359,17 +381,13 @@ class SpanFilter:
 
     def affects(self, waiting: Collection[bytes]) -> bool:
         """Whether :meth:`prune` may find anything in any of these payloads. Never wrongly no."""
-        traces = {key[:TRACE] for key in self._condemned}
-        if len(traces) <= _FEW:
-            return any(True in map(contains, waiting, repeat(trace)) for trace in traces)
-        ids = {key[TRACE:] for key in self._condemned}
-        return any(not ids.isdisjoint(self._listings.of(payload)) for payload in waiting)
+        return self._listings.any_names(waiting, {key[TRACE:] for key in self._condemned})
 
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
-        if not self.affects((payload,)):
-            return Result(payload, units, items)
         request = _Request(payload, units)
+        if not request.named({key[TRACE:] for key in self._condemned}):
+            return Result(payload, units, items)
         gone = bytearray(request.units)
         stay: AbstractSet[int] = frozenset()
         if self._inclusions and self._urls and self._urls.present(payload):
@@ -468,9 +486,10 @@ def _result(
     payload = request.payload
     if left < request.units:
         payload = without(payload, request.where, gone)
+    removed: dict[str, int] = {}
+    for code in set(gone) - {0}:
+        removed[REASONS[code]] = gone.count(code)
     if settled:
-        gone += settled.gone
-    if not any(gone):
-        return Result(payload, left, left, NOTHING, learned)
-    removed = {reason: n for code, reason in enumerate(REASONS) if code and (n := gone.count(code))}
-    return Result(payload, left, left, removed, learned)
+        for code, number in settled.removed.items():
+            removed[REASONS[code]] = removed.get(REASONS[code], 0) + number
+    return Result(payload, left, left, removed or NOTHING, learned)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, KeysView
 from collections.abc import Set as AbstractSet
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from relay.processors.search import SMALL, Search, compiled, literal
@@ -19,6 +20,7 @@ from relay.processors.search import SMALL, Search, compiled, literal
 __all__ = [
     "KEY",
     "LISTED_BYTES",
+    "LISTED_ENTRY",
     "MOST",
     "SECONDS",
     "TRACE",
@@ -39,7 +41,9 @@ KEY: Final = TRACE + 8
 have them take nothing along."""
 
 LISTED_BYTES: Final = 2 * 1024 * 1024
-"""Payloads whose parent ids are kept listed; the lists take up to as much again."""
+"""Payloads that may not wait any more and whose parent ids are kept listed all the same."""
+LISTED_ENTRY: Final = 512
+"""Bytes that each is taken to cost beside itself."""
 
 _SWEEP: Final = 5.0
 """Seconds between two looks for what has expired."""
@@ -63,6 +67,9 @@ _overlong_in_large: Final = compiled(_OVERLONG_HEAD)
 _WINDOW: Final = 16 * 1024
 _BEHIND: Final = 18
 """As many bytes as tag, length and id can take behind the first."""
+
+
+_span_id: Final = itemgetter(slice(TRACE, None))
 
 
 class Window(NamedTuple):
@@ -106,39 +113,38 @@ def names(payload: bytes, ids: AbstractSet[bytes]) -> bool:
 
 
 class Listings:
-    """What may be parent span ids in payloads that may be asked about again while they wait.
+    """What may be parent span ids in payloads that wait and may be asked about again.
 
-    Holds the latest payloads themselves, at most :data:`LISTED_BYTES` of them, so that one is known
-    by its identity; payloads that are quickly listed are not kept.
+    Holds the payloads themselves, so that one is known by its identity: those that waited when it
+    was last asked, and at most :data:`LISTED_BYTES` of others.
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[bytes, frozenset[bytes]]] = {}
-        self._bytes = 0
+        self._known: dict[int, tuple[bytes, list[list[bytes]]]] = {}
+        self._noted = 0
 
     def note(self, payload: bytes, windows: Iterable[Window] | None) -> None:
-        """Keep what was listed in a payload, or in one of which it is a part."""
-        if windows is not None and _SMALL < len(payload) <= LISTED_BYTES:
-            self._add(payload, frozenset(each for window in windows for each in window.ids))
+        """Keep what was listed in a payload that may wait, or in one of which it is a part."""
+        self._noted += len(payload) + LISTED_ENTRY
+        if windows is None or not payload or self._noted > LISTED_BYTES:
+            return
+        self._known[id(payload)] = payload, [window.ids for window in windows]
 
-    def of(self, payload: bytes) -> AbstractSet[bytes]:
-        """What may be parent span ids in the payload, and perhaps more."""
-        found = self._known.get(id(payload))
-        if found is not None:
-            return found[1]
-        ids = frozenset(each for window in parents(payload) for each in window.ids)
-        if _SMALL < len(payload) <= LISTED_BYTES:
-            self._add(payload, ids)
-        return ids
+    def any_names(self, waiting: Iterable[bytes], ids: AbstractSet[bytes]) -> bool:
+        """Whether a span in these payloads may have one of ``ids`` as parent. Never wrongly no.
 
-    def _add(self, payload: bytes, ids: frozenset[bytes]) -> None:
-        if id(payload) in self._known or len(ids) * 8 > len(payload) // 8:
-            return  # Far more than it has spans: not worth the memory.
-        while self._known and self._bytes + len(payload) > LISTED_BYTES:
-            oldest = next(iter(self._known))
-            self._bytes -= len(self._known.pop(oldest)[0])
-        self._known[id(payload)] = payload, ids
-        self._bytes += len(payload)
+        ``waiting``: all payloads that wait; what is known of others is forgotten.
+        """
+        known, self._noted = self._known, 0
+        self._known = {
+            id(payload): known.get(id(payload)) or (payload, _listed(payload))
+            for payload in waiting
+        }
+        return any(not all(map(ids.isdisjoint, lists)) for _, lists in self._known.values())
+
+
+def _listed(payload: bytes) -> list[list[bytes]]:
+    return [window.ids for window in parents(payload)]
 
 
 class Remembered:
@@ -178,7 +184,7 @@ class Remembered:
             for key in keys:
                 self._since.pop(key, None)
         self._since.update(dict.fromkeys(keys, now))
-        new = {key[TRACE:]: key for key in keys}
+        new = dict(zip(map(_span_id, keys), keys, strict=True))
         if len(new) == len(keys) and self._keys.keys().isdisjoint(new):
             self._keys.update(new)
         else:

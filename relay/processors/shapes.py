@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from proto_stubs import (
     KEYVALUE_KEY_FIELD,
@@ -32,7 +32,7 @@ from relay import wire
 from relay.processors.spans import DECIDING_KEYS
 from relay.wire import LEN, MalformedError
 
-__all__ = ["Shape", "Shapes", "expression"]
+__all__ = ["Shape", "Shapes", "Test", "expression"]
 
 _MOST: Final = 64
 """Shapes kept."""
@@ -46,16 +46,18 @@ _PAUSE: Final = 100
 _IDS: Final = (SPAN_TRACE_ID_FIELD, SPAN_SPAN_ID_FIELD, SPAN_PARENT_SPAN_ID_FIELD)
 _I64, _I32 = 1, 5
 
+Test: TypeAlias = Callable[[bytes, int], object]
+"""Whether a span at an offset of a payload is one of these."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shape:
-    """An expression for spans that are alike, and where their ids stand (from their tag on).
+    """What spans that are alike have in common: where their ids stand (from their tag on).
 
     ``code``: why they go. ``trace``, ``span``, ``parent``: offsets; 0: there is no such id of the
     length that it should have.
     """
 
-    match: Callable[[bytes, int], object]
     code: int
     trace: int
     span: int
@@ -140,8 +142,8 @@ class Shapes:
     """The shapes of what was filtered of late."""
 
     def __init__(self) -> None:
-        self.by_size: dict[int, list[Shape]] = {}
-        """By the size of the spans, tag and length included."""
+        self.by_size: dict[int, list[tuple[Test, Shape]]] = {}
+        """By the size of the spans, tag and length included: a test for each, and what it tells."""
         self._count = 0
         self._filtered: Counter[int] = Counter()
         self._pause = 0
@@ -166,5 +168,5 @@ class Shapes:
             self.by_size.clear()
             self._count = 0
         self._count += 1
-        shape = Shape(pattern.match, code, trace, span, parent)
-        self.by_size.setdefault(size, []).append(shape)
+        shape = Shape(code, trace, span, parent)
+        self.by_size.setdefault(size, []).append((pattern.match, shape))

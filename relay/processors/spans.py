@@ -11,10 +11,12 @@ Source: protobuf documentation, "Encoding"; OpenTelemetry semantic conventions, 
 from __future__ import annotations
 
 import re
+import struct
 from array import array
 from bisect import bisect_right
-from collections.abc import MutableSequence
-from typing import Final, NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, MutableSequence, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 from proto_stubs import (
     ANYVALUE_ARRAY_VALUE_FIELD,
@@ -51,6 +53,7 @@ __all__ = [
     "layout",
     "path_of_url",
     "read",
+    "sift",
     "without",
 ]
 
@@ -384,6 +387,94 @@ def layout(buf: bytes, units: int) -> Layout:
                 place = rs_tag, rs_start, rs_end, ss_tag, ss_start, ss_end
                 scopes.append((*place, first, len(starts)))
     return Layout(starts, ends, scopes)
+
+
+K = TypeVar("K")
+
+
+def sift(  # noqa: C901, PLR0912, PLR0915 - three loops in each other; apart they would be calls
+    buf: bytes,
+    known: Callable[[int], Sequence[tuple[Callable[[bytes, int], object], K]] | None],
+) -> tuple[Layout, dict[K, list[int]]] | None:
+    """:func:`layout`, and in the same walk which of the spans are known by their looks.
+
+    ``known``: for the size of a span, tag and length included, tests (of the payload and the
+    span's offset) with what each of them tells. Returns also, by what the first test tells that
+    they pass, the numbers of spans. None when something in the request is not written as all SDKs
+    write it; a request that is taken is as well-formed as ``wire.count`` wants it.
+    """
+    starts: list[int] = []
+    ends: list[int] = []
+    scopes: list[tuple[int, int, int, int, int, int, int, int]] = []
+    found: defaultdict[K, list[int]] = defaultdict(list)
+    begin = starts.append
+    read3, steps = wire.read3, wire.STEPS
+    pos, request_end = 0, len(buf)
+    try:
+        while pos < request_end:
+            rs_tag = pos
+            tag, size = read3(buf, pos)
+            if tag != _RESOURCES:
+                return None
+            if step := steps[size]:
+                rs_end = pos + step
+                pos += 3 if size & 0x80 else 2
+            else:
+                _, _, pos, rs_end, _ = next(wire.fields(buf, pos, request_end))
+            rs_start = pos
+            while pos < rs_end:
+                ss_tag = pos
+                tag, size = read3(buf, pos)
+                step = steps[size]
+                if tag != _SCOPES:
+                    if not step or tag & 7 != LEN or not 8 <= tag < 0x80:
+                        return None
+                    pos += step
+                    continue
+                if step:
+                    ss_end = pos + step
+                    pos += 3 if size & 0x80 else 2
+                else:
+                    _, _, pos, ss_end, _ = next(wire.fields(buf, pos, rs_end))
+                ss_start = pos
+                first = len(starts)
+                while pos < ss_end:
+                    tag, size = read3(buf, pos)
+                    step = steps[size]
+                    if not step:
+                        return None
+                    if tag == _SPANS:
+                        tests = known(step)
+                        if tests is not None:
+                            for test, told in tests:
+                                if test(buf, pos):
+                                    found[told].append(len(starts))
+                                    break
+                        begin(pos)
+                    elif tag & 7 == LEN and 8 <= tag < 0x80:
+                        if len(starts) > len(ends):
+                            _behind(starts, ends, pos)
+                    else:
+                        return None
+                    pos += step
+                if len(starts) > len(ends):
+                    _behind(starts, ends, ss_end)
+                if pos != ss_end:
+                    return None
+                if len(starts) > first:
+                    place = rs_tag, rs_start, rs_end, ss_tag, ss_start, ss_end
+                    scopes.append((*place, first, len(starts)))
+            if pos != rs_end:
+                return None
+    except (struct.error, MalformedError):  # fewer than three bytes are left, or nothing is right
+        return None
+    return (Layout(starts, ends, scopes), found) if pos == request_end else None
+
+
+def _behind(starts: list[int], ends: list[int], pos: int) -> None:
+    """Complete the ends of spans that stand side by side, the last up to ``pos``."""
+    ends += starts[len(ends) + 1 :]
+    ends.append(pos)
 
 
 def _spans(

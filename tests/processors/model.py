@@ -197,7 +197,8 @@ class Real:
     ring: list[bytes] = field(default_factory=list)
 
     def process(self, payload: bytes, now: float) -> tuple[Result, Counter[str]]:
-        units, items = wire.count(payload, TRACES)
+        units, items = self.filter.count(payload)
+        assert (units, items) == wire.count(payload, TRACES)
         result = self.filter.process(payload, units, items, now)
         removed = Counter(result.removed)
         learned = result.learned
@@ -563,7 +564,7 @@ def tuned(rng: random.Random) -> Iterator[None]:
         patch.object(shapes, "_SEEN", 0),
         patch.object(shapes, "_PAUSE", 0),
         patch.object(shapes, "_MOST", rng.choice((1, 64))),
-        patch.object(filters, "_FEW", rng.choice((0, 2))),
+        patch.object(filters, "_SIFTED", rng.choice((0, 1 << 20))),
         patch.object(filters, "_MANY_PARENTS", rng.choice((0, 1024))),
     ):
         yield

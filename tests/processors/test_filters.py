@@ -71,7 +71,7 @@ def made(
 
 def run(filters: SpanFilter, *spans: Span, now: float = 0) -> tuple[str, Mapping[str, int]]:
     payload = request(*spans)
-    result = filters.process(payload, *wire.count(payload, TRACES), now)
+    result = filters.process(payload, *filters.count(payload), now)
     model.check_counts(result)
     return names(result.payload), result.removed
 
@@ -376,6 +376,33 @@ def test_descendants_that_wait_are_taken_back() -> None:
     assert removed == {"excluded_url": 1, "subtree": 3}
     assert [names(payload) for payload in real.ring] == ["other", "x"]
     assert run(filters, span("late", "deep"), now=2)[1] == {"subtree": 1}
+
+
+@given(st.integers(0, 2**32))
+def test_counts_while_it_walks_as_strictly_as_without(seed: int) -> None:
+    """Whatever is damaged or written unusually: the numbers, or the refusal, of wire.count."""
+    rng = random.Random(seed)
+    one = [span("a", "b", kind=SERVER, url_path=path) for path in ("/health", "/health", "/other")]
+    with model.tuned(rng):
+        filters = made("/health")
+        assert run(filters, *one)[1] == {"excluded_url": 2}
+        rng.shuffle(one)
+        payload = bytearray(request(*one))
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            at = rng.randrange(len(payload))
+            if rng.random() < 0.5:
+                payload[at] = rng.choice((0, 1, 0x0A, 0x12, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+            else:
+                del payload[at : at + rng.choice((1, 1, 3, len(payload)))]
+        damaged = bytes(payload)
+        try:
+            expected = wire.count(damaged, TRACES)
+        except wire.MalformedError:
+            with pytest.raises(wire.MalformedError):
+                filters.count(damaged)
+        else:
+            assert filters.count(damaged) == expected
+            model.check_counts(filters.process(damaged, *expected, 0))
 
 
 @pytest.mark.parametrize("servers", [1, 20])

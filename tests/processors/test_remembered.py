@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from relay.processors.remembered import (
     LISTED_BYTES,
+    LISTED_ENTRY,
     MOST,
     SECONDS,
     Listings,
@@ -121,25 +122,33 @@ def test_no_occurrence_hides_another(pieces: list[bytes]) -> None:
 def test_listings_know_what_may_be_a_parent_in_a_payload() -> None:
     listings = Listings()
     small, large = child_of(7), b"." * 20_000 + child_of(7)
-    for payload in (small, large):
-        assert key(7)[16:] in listings.of(payload)
-        assert key(8)[16:] not in listings.of(payload)
-    # Of a large one it is known the second time, and known of what was cut out of another.
-    assert listings.of(large) is listings.of(large)
-    part = large[5000:]
+    for waiting in ([small], [large], [small, large], [b"", large], [small, large]):
+        assert listings.any_names(waiting, {key(7)[16:], key(8)[16:]})
+        assert not listings.any_names(waiting, {key(8)[16:]})
+    assert not listings.any_names([], {key(7)[16:]})
+    # What was listed of one that it was cut out of is good enough, and not looked for again.
+    part = large[5000:-20]
+    assert not listings.any_names([part], {key(7)[16:]})
     listings.note(part, parents(large))
-    assert listings.of(part) == listings.of(large)
+    assert listings.any_names([part], {key(7)[16:]})
 
 
-def test_listings_hold_no_more_than_their_bound() -> None:
+def test_listings_hold_what_waits_and_little_else() -> None:
     listings = Listings()
+    waiting = [bytes(100_000) + child_of(number) for number in range(100)]
+    assert listings.any_names(waiting, {key(99)[16:]})
     for number in range(200):
         payload = bytes(100_000) + child_of(number)
         listings.note(payload, parents(payload))
+    others = len(listings._known) - len(waiting)
+    assert 10 < others <= LISTED_BYTES // 100_000
+    for number in range(50_000):
+        payload = child_of(number)
         listings.note(payload, parents(payload))
-        held = sum(len(payload) for payload, _ in listings._known.values())
-        assert held == listings._bytes <= LISTED_BYTES
-    assert len(listings._known) > 10
-    listings.of(bytes(LISTED_BYTES + 1))
-    listings.of(b"".join(child_of(number) for number in range(2000)))
-    assert max(len(ids) for _, ids in listings._known.values()) < 2000
+    assert len(listings._known) == len(waiting) + others
+    assert listings.any_names(waiting[:1], {key(0)[16:]})
+    assert len(listings._known) == 1
+    for number in range(50_000):
+        payload = child_of(number)
+        listings.note(payload, parents(payload))
+    assert 100 < len(listings._known) <= LISTED_BYTES // LISTED_ENTRY

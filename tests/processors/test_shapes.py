@@ -112,8 +112,8 @@ def test_learns_after_some_of_one_size_and_no_more_than_its_bounds() -> None:
         known.learn(raw, 0, body, len(raw), 1)
     assert not known.by_size
     known.learn(raw, 0, body, len(raw), 1)
-    (shape,) = known.by_size[len(raw)]
-    assert shape.match(raw, 0)
+    ((test, shape),) = known.by_size[len(raw)]
+    assert test(raw, 0)
     assert shape.code == 1
     with patch.object(shapes, "_PAUSE", 1), patch.object(shapes, "_SEEN", 1):
         rng = random.Random(1)
