@@ -10,6 +10,7 @@ import jsonschema
 import kubernetes_validate  # type: ignore[import-untyped]  # has no types
 import pytest
 
+from relay.config import load as settings
 from tests.deploy.tools import COMPOSE, DEPLOY, ROOT, load, relay_check
 
 MANIFESTS = DEPLOY / "kubernetes"
@@ -84,6 +85,42 @@ def test_restricted(name: str) -> None:
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}
         assert "memory" in container["resources"]["limits"]
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_resources_are_what_was_measured(name: str) -> None:
+    resources = relay_of(name)["resources"]
+    assert resources["requests"] == {"cpu": "50m", "memory": "64Mi"}
+    # The columns of "CPU per span", docs/performance.md: CPU seconds per million spans.
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs" / "performance.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    head = next(row for row in rows if row[:2] == ["receiver", "spans a request"])
+    [cost] = [
+        float(row[head.index("relay-defaults")])
+        for row in rows[rows.index(head) :]
+        if row[:2] == ["gRPC", "100"] and len(row) == len(head)
+    ]
+    assert 0.05 / (100 * cost / 1e6) > 50
+    # docs/security.md, "Memory": three signals, their rings full, exports under way.
+    assert " 60 MiB " in (ROOT / "docs" / "security.md").read_text()
+    config = settings({}, {}).config
+    assert config is not None
+    defaults = config.pipelines["traces"]
+    ring = defaults.queue_max_bytes
+    exports = 3 * defaults.max_concurrent_exports * defaults.export_max_bytes
+    limit = int(resources["limits"]["memory"].removesuffix("Mi"))
+    assert 60 + 3 * (ring + exports) / MIB <= limit
+    unit = (DEPLOY / "systemd" / "otlp-relay.service").read_text()
+    assert f"MemoryMax={limit}M" in unit
+    assert "\nMemoryHigh=" not in unit
+    compose = load(COMPOSE / "compose.yaml")["services"]
+    assert compose["relay"]["mem_limit"] == f"{limit}m"
 
 
 def test_user_is_that_of_the_image() -> None:
