@@ -183,8 +183,6 @@ class _Resolved(NamedTuple, Generic[T_co]):
     sound: bool
 
 
-_Tls = tuple[str, str, str]
-
 # What Kubernetes sets in every container for a service that is called "relay".
 _SERVICE_LINK = re.compile(r"RELAY_(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d+_(TCP|UDP).*)")
 

@@ -648,6 +648,9 @@ class HttpExporter:
             said = _clean(f"{answer.status} {answer.reason or ''}")
             if kind.startswith("text/") and body:
                 said = _clean(body.decode("utf-8", "replace")) or said
+            elif kind == "application/json" and body:
+                with contextlib.suppress(ValueError):  # gateways answer so, whatever was asked
+                    said = _clean(status.decode_json(body).message) or said
         if isinstance(result, Retryable):
             return Retryable(result.code, said, result.delay)
         return Permanent(result.code, result.fault, said)

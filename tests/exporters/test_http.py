@@ -339,9 +339,14 @@ async def test_the_words_of_the_collector() -> None:
     result = await once(lambda request: request.answer(500, b"oh no", kind="text/plain; x=y"))
     assert isinstance(result, Permanent)
     assert result.message == "oh no"
-    result = await once(lambda request: request.answer(500, b"{}", kind="application/json"))
-    assert isinstance(result, Permanent)
-    assert result.message == "500 Because"
+    for body in (b"{}", b"{"):
+        result = await once(lambda request: request.answer(500, body, kind="application/json"))  # noqa: B023 - run at once
+        assert isinstance(result, Permanent)
+        assert result.message == "500 Because"
+    body = status.encode_json(14, "no room")
+    result = await once(lambda request: request.answer(503, body, kind="application/json"))
+    assert isinstance(result, Retryable)
+    assert result.message == "no room"
 
 
 # --- The request ----------------------------------------------------------------------------------
