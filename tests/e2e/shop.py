@@ -140,6 +140,9 @@ def main(endpoint: str, protocol: str) -> None:
         server.run(sockets=[listener])
     provider.shutdown()
     print(json.dumps([described(span) for span in made.get_finished_spans()]), flush=True)
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread():
+            thread.join(20)  # they were told to end, and may take their time
     assert threading.active_count() == 1
 
 

@@ -217,7 +217,8 @@ async def test_a_whitelist_alone_decides(sink: Sink, start_relay: StartRelay) ->
 
 async def test_what_a_long_request_leaves_behind(sink: Sink, start_relay: StartRelay) -> None:
     """Its early spans have left before it ended; what came later is filtered and counted."""
-    relay = await start_relay(RELAY_EXCLUDED_URLS="/slow,/release")
+    # The delay: late spans and the server span above them may come apart where the app is slow.
+    relay = await start_relay(RELAY_EXCLUDED_URLS="/slow,/release", RELAY_SCHEDULE_DELAY="1000")
     async with shop(relay, "grpc", "http") as app:
         request = asyncio.create_task(app.get("/slow"))
         await sink.wait_for(lambda: sink.items("traces") > 0, what="the early span")
@@ -241,7 +242,8 @@ async def test_descendants_that_come_after_their_server_span(
     sink: Sink, start_relay: StartRelay
 ) -> None:
     """A background task's spans: the answer was sent, and its spans too, before they began."""
-    relay = await start_relay(RELAY_EXCLUDED_URLS="/api/orders/*")
+    # Held: spans below may come long before the server span where the app is slow.
+    relay = await start_relay(RELAY_EXCLUDED_URLS="/api/orders/*", RELAY_SCHEDULE_DELAY=HELD)
     async with shop(relay, "http", "http") as app:
         await app.get("/api/orders/1")
         await until(lambda: _filtered(relay, "excluded_url"), "the server span came")

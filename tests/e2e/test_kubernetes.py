@@ -26,8 +26,9 @@ from tests.e2e.harness import RelayProcess, numbered_request, numbers, send
 from tests.network import NameServer
 
 NAME = "collector.test"
-SERVER = "127.0.0.77"
-"""Where the name server listens, on the port that resolv.conf cannot change."""
+SERVER = f"127.53.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
+"""Where the name server listens, on the port that resolv.conf cannot change; another one in every
+process, so that two runs on one machine are not in each other's way."""
 
 Protocol = Literal["grpc", "http/protobuf"]
 protocols = pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
