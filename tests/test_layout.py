@@ -296,6 +296,20 @@ def _imported(*command: str, expect: int) -> set[str]:
     }
 
 
+def test_the_architecture_page_names_every_room_and_no_other() -> None:
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    rooms = page.split("## Rooms")[1].split("```")[1]
+    named = set(re.findall(r"\b(\w+)(?:\.py|/)(?=[ ,:]|$)", rooms, re.MULTILINE)) - {"relay"}
+    top = {path.stem for path in (ROOT / "relay").iterdir() if path.suffix == ".py" or _room(path)}
+    inner = {path.stem for path in (ROOT / "relay").rglob("*.py")}
+    assert top - {"__init__"} - named == set()
+    assert named - top - inner - {"proto_stubs"} == set()
+
+
+def _room(path: Path) -> bool:
+    return (path / "__init__.py").is_file()
+
+
 def test_healthcheck_loads_the_standard_library_only() -> None:
     bare = _imported("-c", "pass", expect=0)
     loaded = _imported("-m", "relay", "healthcheck", expect=1) - bare
