@@ -40,8 +40,9 @@ DROPPED: Mapping[str, str] = {
 ABOUT = (
     "`http://localhost:8888/metrics`, in the Prometheus text format or OpenMetrics, as asked for."
     " All metrics have the label `signal` (`traces`, `metrics`, `logs`, `profiles`), and are there"
-    " from the first scrape, at 0, unless noted. An *item* is a span, a metric data point, a log"
-    " record or a profile."
+    " from the first scrape, at 0, unless noted; `receive_duration_seconds` comes with the first"
+    " request over its transport, `export_attempts_total` with the first attempt of its code. An"
+    " *item* is a span, a metric data point, a log record or a profile."
 )
 BUILD = (
     f"| `{PREFIX}build_info` | gauge | `version`, `python`; no `signal` |"
