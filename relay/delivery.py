@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from proto_stubs import SignalSchema
@@ -529,7 +529,13 @@ class Delivery:
         case = taken.case if taken.case is not None else Case(mark=taken.number)
         if not case.parsed:
             case.parsed = True
-            healthy = self._well_formed(taken)
+            try:
+                healthy = self._well_formed(taken)
+            except Exception as error:  # noqa: BLE001 - told below; the books come first
+                # What looks into items is not there, or has a defect: nothing is known of them.
+                healthy = None
+                words = f"{answer.message} (the items could not be examined: {error!r})"
+                answer = replace(answer, message=words)
             if healthy is not None:
                 malformed = taken.items - sum(chunk.items for chunk in healthy)
                 self._refuse(malformed, "malformed", answer)

@@ -160,10 +160,13 @@ class Pipeline:
             return wire.Slice(result.payload, result.units, result.items)
 
         ring = self.delivery.ring
-        while learned and processor.affects([chunk.payload for chunk in ring]):
-            # What was found in one payload may have descendants in those looked at before.
-            learned = False
-            ring.revise(rewrite)
+        try:
+            while learned and processor.affects([chunk.payload for chunk in ring]):
+                # What was found in one payload may have descendants in those looked at before.
+                learned = False
+                ring.revise(rewrite)
+        except Exception:  # noqa: BLE001 - logged; what is unwanted stays, the request is taken
+            _log.exception("taking %s back from the ring failed unexpectedly", self.schema.name)
         self.delivery.ledger.filtered.update(removed)
 
     # -- out --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from proto_stubs import METRICS, TRACES, SignalSchema
-from relay import wire
+from relay import inspect, wire
 from relay.delivery import (
     Batch,
     Delivery,
@@ -453,6 +453,21 @@ def test_when_nothing_parses_nothing_is_tried_again() -> None:
     world.run(1)
     assert world.dropped == {"malformed": 100}
     assert world.exports == []
+
+
+def test_where_items_cannot_be_examined_the_books_still_balance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def absent(*_: object) -> list[bool]:
+        raise ImportError("no message classes")
+
+    monkeypatch.setattr(inspect, "well_formed", absent)
+    world = World(_refuses({7}, INVALID))
+    world.send(range(512))
+    world.run(10)
+    assert world.dropped == {"rejected": 1}
+    assert sorted(world.got) == sorted(set(range(512)) - {7})
+    world.balanced()
 
 
 def test_other_final_answers_cost_the_batch_and_nothing_else() -> None:

@@ -393,6 +393,25 @@ async def test_what_a_filter_learns_reaches_all_that_waits_newest_first() -> Non
     world.balanced()
 
 
+@in_virtual_time
+async def test_a_filter_that_raises_over_what_waits_costs_nothing() -> None:
+    filters = Filter()
+    world = World(processor=filters)
+    world.send(0, 5)
+    filters.remove = filters.learned = True
+
+    def prune(payload: bytes, units: int, items: int, now: float) -> Result:
+        raise RuntimeError("a defect")
+
+    filters.prune = prune  # type: ignore[method-assign]  # broken for what waits alone
+    world.send(5, 9)
+    world.balanced()
+    assert world.line.delivery.ledger.filtered == {"sampled_out": 4}
+    assert await world.line.drain(1) == 0
+    assert world.to.numbers == list(range(5))
+    world.balanced()
+
+
 # --- the end -------------------------------------------------------------------------------------
 
 
