@@ -11,7 +11,9 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_ROOT_U
 WORKDIR /build
 # Tools in one environment, the relay in another that gets no pip and no build tools.
 RUN python3 -m venv tools && python3 -m venv --without-pip /opt/otlp-relay
-COPY requirements/build.txt requirements/run.txt requirements/
+COPY requirements/build.txt requirements/run.txt requirements/fast.txt requirements/
+# fast: with the engine of RELAY_GRPC_ENGINE=h2corn.
+ARG REQUIREMENTS=run
 # Behind a mirror: --secret id=pip.conf,src=... and --secret id=ca.crt,src=... set pip up for these
 # two steps and leave no trace in the image.
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.crt \
@@ -19,7 +21,7 @@ RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.crt \
     if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     tools/bin/python -m pip install --require-hashes -r requirements/build.txt && \
     tools/bin/python -m pip --python /opt/otlp-relay/bin/python install --no-compile \
-        --only-binary :all: --require-hashes -r requirements/run.txt
+        --only-binary :all: --require-hashes -r requirements/${REQUIREMENTS}.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY relay relay
 COPY proto_stubs proto_stubs
