@@ -227,9 +227,9 @@ def test_shell_and_yaml_blocks_are_well_formed(page: Path) -> None:
         )
         assert done.returncode == 0, f"line {line}: {done.stderr}"
         for command in body.replace("\\\n", " ").splitlines():
-            environ = dict(re.findall(r" -e (\w+)=(\S+)", command))
-            if any(each.startswith("RELAY_") for each in environ):
-                loaded = load({}, environ)
+            given = dict(re.findall(r" -e (\w+)=(\S+)", command))
+            if any(each.startswith("RELAY_") for each in given):
+                loaded = load({}, given)
                 assert not (*loaded.faults, *loaded.warnings), f"line {line}: {command}"
     for line, body in fences(page, "yaml"):
         try:
