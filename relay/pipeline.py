@@ -11,7 +11,7 @@ import logging
 import random as chance
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from relay import wire
@@ -161,13 +161,21 @@ class Pipeline:
 
         ring = self.delivery.ring
         try:
-            while learned and processor.affects([chunk.payload for chunk in ring]):
+            while learned and processor.affects(self._kept()):
                 # What was found in one payload may have descendants in those looked at before.
                 learned = False
                 ring.revise(rewrite)
         except Exception:  # noqa: BLE001 - logged; what is unwanted stays, the request is taken
             _log.exception("taking %s back from the ring failed unexpectedly", self.schema.name)
         self.delivery.ledger.filtered.update(removed)
+
+    def _kept(self) -> Iterator[bytes]:
+        """The payloads that wait, and those under way, which may come back."""
+        for chunk in self.delivery.ring:
+            yield chunk.payload
+        for taken in self._away:
+            for chunk in taken.chunks:
+                yield chunk.payload
 
     # -- out --------------------------------------------------------------------------------
 

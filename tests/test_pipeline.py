@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import random
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -350,7 +350,7 @@ class Filter:
             return Result(b"", 0, 0, {"sampled_out": items}, self.learned)
         return Result(payload, units, items)
 
-    def affects(self, waiting: Collection[bytes]) -> bool:
+    def affects(self, waiting: Iterable[bytes]) -> bool:
         return True
 
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:

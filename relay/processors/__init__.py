@@ -5,7 +5,7 @@ Pure and synchronous: bytes and a time in, bytes and counts out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -50,8 +50,11 @@ class Processor(Protocol):
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """Process one arriving request. ``now``: monotonic seconds."""
 
-    def affects(self, waiting: Collection[bytes]) -> bool:
-        """Whether :meth:`prune` may remove anything from these waiting payloads."""
+    def affects(self, waiting: Iterable[bytes]) -> bool:
+        """Whether :meth:`prune` may remove anything from these waiting payloads.
+
+        ``waiting``: all that wait or may come back; looked at only if need be.
+        """
 
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """Remove from a waiting payload what the latest ``process`` call condemned.
@@ -94,7 +97,7 @@ class _Disabled:
         del now
         return Result(payload, units, items)
 
-    def affects(self, waiting: Collection[bytes]) -> bool:
+    def affects(self, waiting: Iterable[bytes]) -> bool:
         del waiting
         return False
 

@@ -15,7 +15,7 @@ semantic conventions, "Service".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from proto_stubs import (
@@ -101,7 +101,7 @@ class Enrichment:
         del now
         return Result(payload, units, items)
 
-    def affects(self, waiting: Collection[bytes]) -> bool:
+    def affects(self, waiting: Iterable[bytes]) -> bool:
         """Nothing is ever condemned here."""
         del waiting
         return False

@@ -22,7 +22,7 @@ Source: contract section 6.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -260,6 +260,10 @@ class Settled:
                 self._children += zip(above, keys, strict=True)
         self.roots = {key for key in self.roots if key[TRACE:] != _NO_ID}
 
+    def parents(self) -> Iterator[bytes]:
+        """The keys of the spans directly above them."""
+        return (above for above, _ in self._children)
+
     def children(self, keys: AbstractSet[bytes]) -> set[bytes]:
         """The keys of those whose parent is one of ``keys``."""
         found = {key for above, key in self._children if above in keys}
@@ -326,6 +330,7 @@ class SpanFilter:
         if not look.candidates:
             touched = remembered.touches(payload)
             if not touched and self._bound is None:
+                self._listings.note(payload)
                 return Result(payload, units, items)
             return self._process(_Request(payload, units), now, None, touched=touched)
         request, settled = _Request(payload, units), None
@@ -357,16 +362,17 @@ class SpanFilter:
         if urls:
             found, stay = self._judge(request, urls, gone)
             roots |= found
+        # Those that are settled stand no longer in the payload, but may be below others.
+        above = roots | remembered.of(settled.parents(), now) if settled else roots
         if touched is None:
-            # Where there are roots, the parent ids will be listed in any case.
-            touched = bool(roots) or remembered.touches(payload)
+            # Where there are some, the parent ids will be listed in any case.
+            touched = bool(above) or remembered.touches(payload)
         if events:
             self._drop_events(request, events, gone)
         condemned = roots
         if touched:
-            above = roots
             if remembered.ids and (named := request.named(remembered.ids)):
-                above = roots | remembered.recent(named, now)
+                above = above | remembered.recent(named, now)
             below, keys = request.below(above, stay, settled)
             for number in below:
                 gone[number] = gone[number] or _SUBTREE
@@ -379,7 +385,7 @@ class SpanFilter:
         self._listings.note(result.payload, request.listed)
         return result
 
-    def affects(self, waiting: Collection[bytes]) -> bool:
+    def affects(self, waiting: Iterable[bytes]) -> bool:
         """Whether :meth:`prune` may find anything in any of these payloads. Never wrongly no."""
         return self._listings.any_names(waiting, {key[TRACE:] for key in self._condemned})
 

@@ -20,7 +20,7 @@ from relay.processors.search import SMALL, Search, compiled, literal
 __all__ = [
     "KEY",
     "LISTED_BYTES",
-    "LISTED_ENTRY",
+    "LISTED_IDS",
     "MOST",
     "SECONDS",
     "TRACE",
@@ -40,10 +40,14 @@ KEY: Final = TRACE + 8
 """Bytes of a trace id and a span id. Ids of other lengths are invalid (trace.proto): spans that
 have them take nothing along."""
 
-LISTED_BYTES: Final = 2 * 1024 * 1024
-"""Payloads that may not wait any more and whose parent ids are kept listed all the same."""
-LISTED_ENTRY: Final = 512
-"""Bytes that each is taken to cost beside itself."""
+LISTED_BYTES: Final = 256 * 1024
+"""Payloads whose parent ids are not listed yet may take so much; more if more waits."""
+LISTED_IDS: Final = 16_384
+"""Parent ids that are listed of what waits or has left; more if more wait."""
+_ENTRY: Final = 64
+"""Bytes that a payload is taken to cost beside itself."""
+_FEW_IDS: Final = 16
+"""Ids that are never too many for a payload."""
 
 _SWEEP: Final = 5.0
 """Seconds between two looks for what has expired."""
@@ -113,38 +117,77 @@ def names(payload: bytes, ids: AbstractSet[bytes]) -> bool:
 
 
 class Listings:
-    """What may be parent span ids in payloads that wait and may be asked about again.
+    """What may be parent span ids in the payloads that wait.
 
-    Holds the payloads themselves, so that one is known by its identity: those that waited when it
-    was last asked, and at most :data:`LISTED_BYTES` of others.
+    Kept for all that was let through, so that looking costs nothing for each payload that waits.
+    What left since stays in it until it has grown too much; then it is made anew from what waits.
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[bytes, list[list[bytes]]]] = {}
-        self._noted = 0
+        self._ids: set[bytes] = set()
+        self._most_ids = LISTED_IDS
+        self._unlisted: list[bytes] = []
+        self._room = self._most_unlisted = LISTED_BYTES
+        self._dense: list[bytes] = []
+        self._latest = b""
+        """The latest payload: what it made known is asked about before it waits itself."""
+        self._whole = True
+        """Whether everything that waits is in these."""
 
-    def note(self, payload: bytes, windows: Iterable[Window] | None) -> None:
-        """Keep what was listed in a payload that may wait, or in one of which it is a part."""
-        self._noted += len(payload) + LISTED_ENTRY
-        if windows is None or not payload or self._noted > LISTED_BYTES:
+    def note(self, payload: bytes, windows: Iterable[Window] | None = None) -> None:
+        """A payload is let through. ``windows``: what was listed in it, or in a larger one."""
+        self._latest = payload
+        if not self._whole or not payload:
             return
-        self._known[id(payload)] = payload, [window.ids for window in windows]
+        if windows is not None:
+            for window in windows:
+                self._ids.update(window.ids)
+        else:
+            self._unlisted.append(payload)
+            self._room -= len(payload) + _ENTRY
+        if self._room < 0 or len(self._ids) > self._most_ids:
+            self._whole = False
+            self._ids = set()
+            self._unlisted.clear()
+            self._dense.clear()
 
     def any_names(self, waiting: Iterable[bytes], ids: AbstractSet[bytes]) -> bool:
         """Whether a span in these payloads may have one of ``ids`` as parent. Never wrongly no.
 
-        ``waiting``: all payloads that wait; what is known of others is forgotten.
+        ``waiting``: all payloads that wait or may come back; looked at only if need be.
         """
-        known, self._noted = self._known, 0
-        self._known = {
-            id(payload): known.get(id(payload)) or (payload, _listed(payload))
-            for payload in waiting
-        }
-        return any(not all(map(ids.isdisjoint, lists)) for _, lists in self._known.values())
+        if self._whole:
+            for payload in self._unlisted:
+                self._list(payload)
+        else:
+            size = 0
+            for payload in (self._latest, *waiting):
+                self._list(payload)
+                size += len(payload)
+            self._whole = True
+            self._most_ids = max(LISTED_IDS, 2 * len(self._ids))
+            self._most_unlisted = max(LISTED_BYTES, size // 4)
+        self._unlisted.clear()
+        self._room = self._most_unlisted
+        if not ids.isdisjoint(self._ids) or any(names(payload, ids) for payload in self._dense):
+            # It may have left long ago: the next look will be at what waits then.
+            self._whole = False
+            self._ids = set()
+            self._dense.clear()
+            return True
+        return False
 
-
-def _listed(payload: bytes) -> list[list[bytes]]:
-    return [window.ids for window in parents(payload)]
+    def _list(self, payload: bytes) -> None:
+        room = len(payload) // 64 + _FEW_IDS
+        lists = []
+        for window in parents(payload):
+            lists.append(window.ids)
+            room -= len(window.ids)
+            if room < 0:
+                # Far more than it has spans: not worth the memory.
+                self._dense.append(payload)
+                return
+        self._ids.update(*lists)
 
 
 class Remembered:
@@ -173,7 +216,12 @@ class Remembered:
         for each in ids:
             keys = self._keys.get(each, b"")
             found.update((keys,) if isinstance(keys, bytes) else keys)
-        return {key for key in found if now - self._since.get(key, float("-inf")) <= SECONDS}
+        return self.of(found, now)
+
+    def of(self, keys: Iterable[bytes], now: float) -> set[bytes]:
+        """Those of ``keys`` that were filtered within the last :data:`SECONDS`."""
+        since = self._since
+        return {key for key in keys if key in since and now - since[key] <= SECONDS}
 
     def add(self, keys: AbstractSet[bytes], now: float) -> None:
         """Remember spans that were filtered at ``now``; ``keys``: trace id and span id of each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from proto_stubs import TRACES
 from relay import wire
-from relay.processors import NOTHING, ProcessorConfig, Result, build
+from relay.processors import NOTHING, ProcessorConfig, Result, build, shapes
 from relay.processors.filters import SpanFilter, sampling_bound
 from relay.processors.patterns import DEFAULT_EXCLUDED, UrlRules, split
 from tests.processors import model
@@ -358,6 +359,17 @@ def test_descendants_that_arrive_later_go_for_a_minute() -> None:
     assert run(filters, span("db", "middle"), now=1121)[0] == "db"
 
 
+def test_event_spans_known_by_their_looks_pass_on_what_is_above_them() -> None:
+    """An event span that arrives after its server span: what is below it goes, too."""
+    with patch.object(shapes, "_SEEN", 0), patch.object(shapes, "_PAUSE", 0):
+        filters = made("/health")
+        run(filters, span("other", "nothing", asgi_event_type="x"))
+        assert filters._shapes.by_size
+        assert run(filters, span("server", kind=SERVER, url_path="/health"))[1]
+        assert run(filters, span("event", "server", asgi_event_type="x"))[1] == {"send_receive": 1}
+        assert run(filters, span("below", "event")) == ("", {"subtree": 1})
+
+
 def test_descendants_that_wait_are_taken_back() -> None:
     filters = made("/health")
     waiting = [
@@ -414,6 +426,8 @@ def test_says_whether_anything_that_waits_is_affected(servers: int, note: str) -
         request(span("child", "server", trace=identities[-1], note=note), span("x")),
         request(span("other", "server", trace=b"another trace id", note=note)),
     ]
+    for payload in waiting:
+        assert filters.process(payload, *filters.count(payload), 0).payload is payload
     assert not filters.affects(waiting)
     server = [span("server", kind=SERVER, url_path="/health", trace=t) for t in identities]
     run(filters, *server)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from relay.processors.remembered import (
     LISTED_BYTES,
-    LISTED_ENTRY,
+    LISTED_IDS,
     MOST,
     SECONDS,
     Listings,
@@ -122,33 +122,39 @@ def test_no_occurrence_hides_another(pieces: list[bytes]) -> None:
 def test_listings_know_what_may_be_a_parent_in_a_payload() -> None:
     listings = Listings()
     small, large = child_of(7), b"." * 20_000 + child_of(7)
-    for waiting in ([small], [large], [small, large], [b"", large], [small, large]):
-        assert listings.any_names(waiting, {key(7)[16:], key(8)[16:]})
-        assert not listings.any_names(waiting, {key(8)[16:]})
-    assert not listings.any_names([], {key(7)[16:]})
+    for payload in (small, large):
+        listings.note(payload)
+        assert not listings.any_names([payload], {key(8)[16:]})
+        assert listings.any_names([payload], {key(7)[16:], key(8)[16:]})
+        assert listings.any_names([payload], {key(7)[16:]})
+        listings.note(b"")
+        assert not listings.any_names([], {key(7)[16:]})  # It left.
     # What was listed of one that it was cut out of is good enough, and not looked for again.
     part = large[5000:-20]
-    assert not listings.any_names([part], {key(7)[16:]})
     listings.note(part, parents(large))
     assert listings.any_names([part], {key(7)[16:]})
 
 
-def test_listings_hold_what_waits_and_little_else() -> None:
+@pytest.mark.parametrize("size", [0, 1000, 100_000])
+def test_listings_never_miss_what_waits_and_stay_within_their_bounds(size: int) -> None:
     listings = Listings()
-    waiting = [bytes(100_000) + child_of(number) for number in range(100)]
-    assert listings.any_names(waiting, {key(99)[16:]})
-    for number in range(200):
-        payload = bytes(100_000) + child_of(number)
-        listings.note(payload, parents(payload))
-    others = len(listings._known) - len(waiting)
-    assert 10 < others <= LISTED_BYTES // 100_000
-    for number in range(50_000):
-        payload = child_of(number)
-        listings.note(payload, parents(payload))
-    assert len(listings._known) == len(waiting) + others
-    assert listings.any_names(waiting[:1], {key(0)[16:]})
-    assert len(listings._known) == 1
-    for number in range(50_000):
-        payload = child_of(number)
-        listings.note(payload, parents(payload))
-    assert 100 < len(listings._known) <= LISTED_BYTES // LISTED_ENTRY
+    rng = random.Random(size)
+    waiting: list[bytes] = []
+    dense = b"".join(child_of(number) for number in range(90_000, 92_000))
+    for number in range(3000):
+        payload = bytes(size) + child_of(number)
+        waiting.append(payload)
+        listings.note(payload, parents(payload) if rng.random() < 0.5 else None)
+        if rng.random() < 0.01:
+            waiting.append(dense)
+            listings.note(dense)
+        del waiting[:-50]
+        if rng.random() < 0.1:
+            wanted = rng.choice((number, max(number - 30, 0), 91_000, 99_999))
+            there = any(child_of(wanted) in each for each in waiting)
+            found = listings.any_names(iter(waiting), {key(wanted)[16:]})
+            assert found or not there
+        held = sum(map(len, listings._unlisted))
+        assert held <= max(LISTED_BYTES, 50 * (size + 100) // 4)
+        assert len(listings._ids) <= LISTED_IDS
+    assert not listings.any_names([], {key(99_999)[16:]})
