@@ -126,9 +126,7 @@ class Ring(Generic[C]):
             return None
         return self._shrink()
 
-    def take(
-        self, items: int, size: int, eligible: Callable[[C | None], bool]
-    ) -> list[Chunk[C]]:
+    def take(self, items: int, size: int, eligible: Callable[[C | None], bool]) -> list[Chunk[C]]:
         """Remove and return the oldest chunks whose tag is eligible, as one batch.
 
         The batch holds at most ``items`` items and ``size`` bytes, unless its single unit is

@@ -70,9 +70,7 @@ class MetricInfo:
 METRICS: Mapping[str, MetricInfo] = {
     info.name: info
     for info in (
-        MetricInfo(
-            "received_items", "counter", ("transport",), "Items that entered the pipeline."
-        ),
+        MetricInfo("received_items", "counter", ("transport",), "Items that entered the pipeline."),
         MetricInfo(
             "received_bytes",
             "counter",
@@ -211,9 +209,7 @@ class _Families:
         if ledger.up is not None:
             self._value("collector_up", [signal], ledger.up)
         if pipeline.last_success is not None:
-            self._value(
-                "collector_last_success_timestamp_seconds", [signal], pipeline.last_success
-            )
+            self._value("collector_last_success_timestamp_seconds", [signal], pipeline.last_success)
         self._value("outage_seconds", [signal], 0.0 if failing is None else now - failing)
 
     def _value(self, name: str, labels: list[str], value: float) -> None:

@@ -41,9 +41,7 @@ def test_first_bytes_tell_the_protocol(first: bytes, what: str) -> None:
 def wrong(
     wanted: str, heard: dict[str, str], *, encrypted: bool = False, answers_tls: bool = False
 ) -> str:
-    finding = judge_spoken(
-        "here", wanted, heard, encrypted=encrypted, answers_tls=answers_tls
-    )
+    finding = judge_spoken("here", wanted, heard, encrypted=encrypted, answers_tls=answers_tls)
     assert finding.level is Level.FAULT
     assert finding.advice
     return f"{finding.message} {finding.advice}"

@@ -23,9 +23,7 @@ def _numbers(chunks: list[Chunk[str]], ring: Ring[str]) -> list[int]:
 
 def _waiting(ring: Ring[str]) -> list[int]:
     return list(
-        chain.from_iterable(
-            numbers_of(chunk.payload, ring.schema)[chunk.skip :] for chunk in ring
-        )
+        chain.from_iterable(numbers_of(chunk.payload, ring.schema)[chunk.skip :] for chunk in ring)
     )
 
 

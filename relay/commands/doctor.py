@@ -530,9 +530,7 @@ class _Destination:
         context.set_alpn_protocols(["h2" if how == "http2" else "http/1.1"])
         return context
 
-    async def _ask(
-        self, place: Place, how: str, context: ssl.SSLContext | None
-    ) -> probes.Answer:
+    async def _ask(self, place: Place, how: str, context: ssl.SSLContext | None) -> probes.Answer:
         return await probes.ask(place, how, self._limit, context, self._host)
 
     async def _tls(self, about: str, place: Place, context: ssl.SSLContext) -> list[Finding]:

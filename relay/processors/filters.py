@@ -233,9 +233,7 @@ class _Request:
 class Settled:
     """The spans of a request that are filtered for what they look like, see :class:`Shapes`."""
 
-    def __init__(
-        self, payload: bytes, where: Layout, found: Mapping[Shape, Sequence[int]]
-    ) -> None:
+    def __init__(self, payload: bytes, where: Layout, found: Mapping[Shape, Sequence[int]]) -> None:
         starts = where.starts
         self.gone = gone = bytearray(len(starts))
         self.removed: Counter[int] = Counter()

@@ -177,9 +177,7 @@ async def test_a_name_that_leads_back_to_the_relay(names: dict[str, list[str]]) 
     names["collector.test"] = ["127.0.0.1"]
     with silent_listener() as address:
         port = address.rpartition(":")[2]
-        found = await look(
-            f"http://collector.test:{port}", RELAY_GRPC_LISTEN=f"localhost:{port}"
-        )
+        found = await look(f"http://collector.test:{port}", RELAY_GRPC_LISTEN=f"localhost:{port}")
     texts = [each.message for each in faults(found)]
     assert any("it would forward to itself" in text for text in texts), texts
 
@@ -425,9 +423,7 @@ async def test_a_collector_that_hangs(sink: Sink) -> None:
 async def test_a_headers_file_that_is_broken(sink: Sink, tmp_path: Path) -> None:
     file = tmp_path / "headers"
     file.write_text(f"{SECRET}\n")
-    found = await look(
-        f"http://{sink.grpc_endpoint}", RELAY_EXPORTER_HEADERS_FILE=str(file)
-    )
+    found = await look(f"http://{sink.grpc_endpoint}", RELAY_EXPORTER_HEADERS_FILE=str(file))
     assert "not name=value" in the_fault(found)
     assert SECRET not in repr(found)
 

@@ -45,7 +45,11 @@ async def test_memory_stays_within_its_bound_and_others_are_served(attack: str) 
     # Nothing listens on port 1: the collector is away, so that the ring is full as well.
     async with RelayProcess("http://127.0.0.1:1", settings) as relay:
         found = await watch(
-            relay, ATTACKS[attack], SETTINGS["MAX_REQUEST_BYTES"], SETTINGS["MAX_STREAMS"], 1.0,
+            relay,
+            ATTACKS[attack],
+            SETTINGS["MAX_REQUEST_BYTES"],
+            SETTINGS["MAX_STREAMS"],
+            1.0,
             settle=0.0,
         )
         connections, streams = OPEN[attack]
