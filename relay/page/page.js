@@ -643,30 +643,35 @@ function replaceTable(where, caption, heads, rows, numbers = true) {
   state.shown.set(where, content);
   const style = (index) =>
     numbers && index ? { class: 'number' } : WIDE.has(heads[index]) ? { class: 'wide' } : {};
+  const label = (index) => (WIDE.has(heads[index]) ? {} : { 'data-head': heads[index] });
+  // The roles say what the elements are anyway: without them browsers that see rows laid out
+  // as blocks, as on a phone, take a table for none.
   const head = element(
     'tr',
-    {},
-    ...heads.map((each, index) => element('th', { scope: 'col', ...style(index) }, each)),
+    { role: 'row' },
+    ...heads.map((each, index) =>
+      element('th', { scope: 'col', role: 'columnheader', ...style(index) }, each),
+    ),
   );
   const body = rows.map((row) =>
     element(
       'tr',
-      {},
+      { role: 'row' },
       ...row.map((cell, index) =>
         index === 0
-          ? element('th', { scope: 'row' }, cell)
-          : element('td', style(index), cell),
+          ? element('th', { scope: 'row', role: 'rowheader' }, cell)
+          : element('td', { role: 'cell', ...style(index), ...label(index) }, cell),
       ),
     ),
   );
   const table = element(
     'table',
-    {},
+    { role: 'table', class: heads.some((each) => WIDE.has(each)) ? 'stacks' : '' },
     element('caption', { class: 'unseen' }, caption),
-    element('thead', {}, head),
-    element('tbody', {}, ...body),
+    element('thead', { role: 'rowgroup' }, head),
+    element('tbody', { role: 'rowgroup' }, ...body),
   );
-  // Wider than a phone: it scrolls by itself, also from the keyboard.
+  // One of numbers may be wider than a phone: it scrolls by itself, also from the keyboard.
   const frame = element('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': caption }, table);
   where.replaceChildren(frame);
 }
