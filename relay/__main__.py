@@ -56,7 +56,9 @@ def _dispatch(arguments: list[str]) -> int:
     if command in {"run", "check"} and not {"--help", "-h"}.isdisjoint(rest):
         from relay.config.reference import usage  # noqa: PLC0415 - few ask
 
-        sys.stdout.write(usage(command))
+        does, example = COMMANDS[command]
+        about = f"{does[:1].upper()}{does[1:]}.\n\nexample: otlp-relay {example}"
+        sys.stdout.write(usage(command, about))
         return OK
     code: int = import_module(f"relay.commands.{command}").run(rest, os.environ)
     return code

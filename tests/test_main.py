@@ -50,12 +50,21 @@ def test_version(capsys: Captured) -> None:
     assert capsys.readouterr().out == f"otlp-relay {__version__}\n"
 
 
-@pytest.mark.parametrize("name", ["run", "check"])
+@pytest.mark.parametrize("name", ["run", "check", "explain", "doctor"])
 def test_help_of_a_command_is_made_from_the_table(name: str, capsys: Captured) -> None:
     assert main([name, "--help"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"usage: otlp-relay {name} ")
     assert "--exporter-endpoint" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_begins_with_the_usage(name: str) -> None:
+    code, out, err = command(name, "--help")
+    assert (code, err) == (0, "")
+    usage, _, rest = out.partition("\n\n")
+    assert usage.startswith(f"usage: otlp-relay {name}")
+    assert rest[:1].isupper(), "then what it does"
+    assert all(len(line) <= 100 for line in rest.partition("\n\n")[0].splitlines())
 
 
 def test_an_unknown_command_gets_the_nearest_name(capsys: Captured) -> None:

@@ -1,10 +1,4 @@
-"""``otlp-relay doctor``: why does nothing arrive? Looks at every step and says what to do.
-
-It asks the network what the relay would ask, for the configuration that ``run`` would have with
-the same flags and environment: the name, each address, TLS, the protocol, and an empty request for
-each signal, which no collector stores. It looks at the ports of this machine, and at the books of a
-relay that runs here. No answer is waited for longer than RELAY_CONNECT_TIMEOUT.
-"""
+"""``otlp-relay doctor``: why does nothing arrive? Looks at every step and says what to do."""
 
 from __future__ import annotations
 
@@ -53,6 +47,18 @@ SLOW: Final = 1.0
 EXPIRES_SOON: Final = 14 * 86400.0
 """Seconds before its end from which the collector's certificate is worth a word."""
 
+_HELP: Final = """\
+Finds out why nothing arrives, and says what to do. Exit code 0: nothing is at fault; 1: something
+is; 2: run would not start.
+
+It asks the network what the relay would ask, for the configuration that run would have with the
+same flags and environment: the name, each address, TLS, the protocol, and an empty request for
+each signal, which no collector stores. It looks at the ports of this machine, and at the books of
+a relay that runs here. No answer is waited for longer than RELAY_CONNECT_TIMEOUT.
+
+  --json  one JSON document instead of text
+"""
+
 _EXPIRED, _NOT_YET_VALID = 10, 9
 _WRONG_NAME = frozenset({62, 64})
 """X509_V_ERR_* of OpenSSL (x509_vfy.h): expired, not yet valid; host name, IP address mismatch."""
@@ -65,9 +71,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         UsageError: the command line has what no flag accepts.
     """
     if "--help" in argv or "-h" in argv:
-        print(__doc__.partition("\n\n")[2].replace("``", ""))
-        print("  --json  one JSON document instead of text\n")
-        print(usage("doctor"), end="")
+        print(usage("doctor", _HELP), end="")
         return 0
     try:
         flags = parse_flags(argv, also=("--json",))
@@ -466,10 +470,20 @@ class _Destination:
         for place, _ in failed:
             places.remove(place)
         level = fault if not places else warning
-        found = [level(self._about, f"{place}: {probes.why(error)}", _advice(error))
-                 for place, error in failed]  # fmt: skip
+        # An endpoint that is an address is named once: it is what all this is about.
+        found = [
+            level(
+                self._about,
+                probes.why(error) if self._single(place) else f"{place}: {probes.why(error)}",
+                _advice(error),
+            )
+            for place, error in failed
+        ]
         if places:
-            found.append(ok(self._about, f"takes connections at {', '.join(map(str, places))}"))
+            at = [str(place) for place in places if not self._single(place)]
+            found.append(
+                ok(self._about, "takes connections" + (f" at {', '.join(at)}" if at else ""))
+            )
         return found
 
     async def _try(self, place: Place) -> OSError | None:

@@ -55,8 +55,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         UsageError: no URL, something that is neither URL nor path, a faulty configuration.
     """
     if "--help" in argv or "-h" in argv:
-        print(_HELP)
-        print(usage("explain URL..."), end="")
+        print(usage("explain URL...", _HELP), end="")
         return 0
     urls, rest = _urls(argv)
     try:

@@ -68,13 +68,15 @@ def _own(setting: Setting[object]) -> tuple[str, list[str]] | None:
     return which, list(setting.own.values())
 
 
-def usage(command: str) -> str:
-    """The help of a command that takes every setting."""
-    return "\n".join(_usage(command)) + "\n"
+def usage(command: str, about: str) -> str:
+    """The help of a command that takes every setting; ``about``: what it does, in whole lines."""
+    return "\n".join(_usage(command, about)) + "\n"
 
 
-def _usage(command: str) -> Iterator[str]:
+def _usage(command: str, about: str) -> Iterator[str]:
     yield f"usage: otlp-relay {command} [FLAGS]"
+    yield ""
+    yield about.strip("\n")
     for part in RULES.replace("`", "").split("\n\n"):
         yield ""
         yield from textwrap.wrap(" ".join(part.split()), 96)

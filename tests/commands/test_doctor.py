@@ -153,6 +153,8 @@ async def test_nobody_listens() -> None:
     with refusing() as address:
         found = await look(f"http://{address}")
     assert "connection refused -> nothing listens on this port" in the_fault(found)
+    (refused,) = faults(found)
+    assert (refused.about, refused.message) == (address, "connection refused"), "named once"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a full backlog is silent on Linux")

@@ -35,7 +35,7 @@ def test_the_module_prints_it() -> None:
 
 
 def test_the_help_has_every_name_and_fits_a_terminal() -> None:
-    text = reference.usage("run")
+    text = reference.usage("run", "What it does.")
     words = set(text.replace(",", " ").split())
     assert {flag(setting.name) for setting in SETTINGS} <= words
     assert set(BY_FLAG.values()) <= words
