@@ -13,7 +13,6 @@ import errno
 import os
 import socket
 import ssl
-import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -21,7 +20,9 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
+from relay.addresses import join_host_port
 from relay.doctor import spoken
+from relay.lookup import look_up
 from relay.receivers import Listen
 
 __all__ = [
@@ -43,9 +44,7 @@ class Place:
     path: str = ""
 
     def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"unix:{self.path}" if self.path else join_host_port(self.host, self.port)
 
 
 def why(error: BaseException) -> str:
@@ -75,38 +74,16 @@ class Resolution:
 
 async def resolve(host: str, port: int, limit: float) -> Resolution:
     """Look a name up as the exporters do, within ``limit`` seconds."""
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[list[str]] = loop.create_future()
-
-    def deliver(addresses: list[str], error: OSError | None) -> None:
-        if not found.done():
-            if error is None:
-                found.set_result(addresses)
-            else:
-                found.set_exception(error)
-
-    def look_up() -> None:
-        addresses: list[str] = []
-        failed = None
-        try:
-            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-        except OSError as error:
-            failed = error
-        with contextlib.suppress(RuntimeError):  # The loop has gone: nobody waits any more.
-            loop.call_soon_threadsafe(deliver, addresses, failed)
-
     started = time.monotonic()
-    # A thread of its own, which ends with the process: a resolver may take minutes.
-    threading.Thread(target=look_up, daemon=True).start()
     try:
         async with asyncio.timeout(limit):
-            addresses = await found
+            found = await look_up(host, port)
     except TimeoutError:
         return Resolution((), time.monotonic() - started, f"no answer within {limit:g} s")
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         return Resolution((), time.monotonic() - started, why(error))
-    return Resolution(tuple(addresses), time.monotonic() - started)
+    addresses = tuple(dict.fromkeys(each.host for each in found))
+    return Resolution(addresses, time.monotonic() - started)
 
 
 @contextlib.asynccontextmanager

@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"otlp", "limits", "addresses", "files", "histogram", "status", "tasks"})
     | frozenset({"memory", "web"}),
     frozenset({"wire", "otlp_json", "rotation"}),
-    frozenset({"receivers", "exporters", "processors"}),
+    frozenset({"receivers", "exporters", "processors", "lookup"}),
     frozenset({"inspect", "response", "ring", "batch", "retry"}),
     frozenset(
         {"receivers.sockets", "receivers.health", "receivers.plain", "headers", "tls", "delivery"}

@@ -24,11 +24,10 @@ import ipaddress
 import os
 import socket
 import ssl
-import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import aiohttp
@@ -41,6 +40,7 @@ from relay import __version__, response, status
 from relay.exporters import ClientTls, ExporterConfig
 from relay.files import Rotating, Warn
 from relay.headers import HeaderSource, usable
+from relay.lookup import look_up
 from relay.otlp import Accepted, Fault, Outcome, Permanent, Retryable
 from relay.rotation import Address, Rotation
 from relay.tls import rotating_client_context
@@ -527,7 +527,7 @@ class HttpExporter:
         host, port = self._url.host or "", self._url.port or 0
         self._doubt = False
         try:
-            found = await _look_up(host, port)
+            found = await look_up(host, port)
         except (OSError, UnicodeError) as error:
             self._resolve_fault = _clean(getattr(error, "strerror", None) or str(error))
             self._doubt = True
@@ -721,40 +721,6 @@ def _fixed(url: URL, path: str) -> Address | None:
     except ValueError:
         return None
     return Address(socket.AF_INET6 if version == 6 else socket.AF_INET, host, url.port or 0)
-
-
-def _look_up(host: str, port: int) -> Awaitable[list[Address]]:
-    """Look a name up in a thread of its own.
-
-    Not in the event loop's pool: a resolver that hangs, which none can interrupt, would take a
-    worker from everybody else, and at exit the loop waits for its pool. A daemon thread is left.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[list[Address]] = loop.create_future()
-
-    def deliver(found: list[Address], error: Exception | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(found)
-        else:
-            future.set_exception(error)
-
-    def work() -> None:
-        found: list[Address] = []
-        fault: Exception | None = None
-        try:
-            for family, _, _, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                # Numeric, and with the zone of a link-local address.
-                name, _ = socket.getnameinfo(where, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-                found.append(Address(family, name, port))
-        except (OSError, UnicodeError) as error:
-            fault = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(deliver, found, fault)
-
-    threading.Thread(target=work, name=f"look up {host}", daemon=True).start()
-    return future
 
 
 def _worst(failures: list[Retryable]) -> Retryable:
