@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
+from relay.addresses import parse_listen
 from relay.commands import UsageError
 from relay.receivers import Listen
 from relay.sink import Behaviour, Received, Sink
 from relay.sink.behaviour import parse_delay, parse_fail, parse_outage
-from relay.sink.ports import parse_listen
 from relay.sink.report import as_json
 
 __all__ = ["Options", "parse", "run"]
@@ -107,7 +107,7 @@ def parse(argv: Sequence[str]) -> Options:
         "SIGTERM it prints its counts as one JSON line and ends.",
         epilog="example: otlp-relay sink --fail UNAVAILABLE:0.1 --outage 10:5 --print",
     )
-    listen = _typed(parse_listen)
+    listen = _typed(lambda text: Listen(*parse_listen(text)))
     parser.add_argument(
         "--grpc",
         metavar="HOST:PORT",

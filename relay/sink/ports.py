@@ -13,36 +13,14 @@ import errno
 import socket
 import sys
 
+from relay.addresses import join_host_port
 from relay.receivers import Listen
 
-__all__ = ["Hold", "parse_listen"]
+__all__ = ["Hold"]
 
 _ATTEMPTS = 64
 _NO_SUCH_ADDRESS = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT))
 _SHARES_WITH_LISTENER = sys.platform == "linux"
-
-
-def parse_listen(text: str) -> Listen:
-    """``HOST:PORT`` (``[::1]:0`` for IPv6, port 0: any), ``unix:/path`` or ``off``.
-
-    Raises:
-        ValueError: none of these.
-    """
-    if text == "off":
-        return Listen()
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
-        if not path:
-            raise ValueError(f"{text!r}: a path must follow 'unix:'")
-        return Listen(path=path)
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        colon = ""
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ValueError(f"{text!r}: expected HOST:PORT (port 0: any), unix:/path or off")
-    return Listen(host=host, port=int(port))
 
 
 class Hold:
@@ -90,12 +68,16 @@ class Hold:
         """The first address, ``host:port`` or ``unix:/path``."""
         if self.path:
             return f"unix:{self.path}"
-        return _join(*self.addresses[0])
+        return join_host_port(*self.addresses[0])
 
     @property
     def endpoints(self) -> list[str]:
         """All addresses, each ``host:port`` or ``unix:/path``."""
-        return [f"unix:{self.path}"] if self.path else [_join(*each) for each in self.addresses]
+        return (
+            [f"unix:{self.path}"]
+            if self.path
+            else [join_host_port(*each) for each in self.addresses]
+        )
 
     def listening(self) -> None:
         """A server is about to listen."""
@@ -112,10 +94,6 @@ class Hold:
         for each in self._sockets:
             each.close()
         self._sockets = []
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _bound(host: str, port: int) -> socket.socket:

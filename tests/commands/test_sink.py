@@ -77,6 +77,7 @@ def test_every_flag_has_its_meaning() -> None:
         show=True,
     )
     assert parse(["--delay", "hang"]).behaviour == Behaviour(hang=True)
+    assert parse(["--grpc", "unix:/run/sink.sock"]).grpc == Listen(path="/run/sink.sock")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,8 @@ def test_every_flag_has_its_meaning() -> None:
         (["--seed", "x"], "--seed.*whole number"),
         (["--retry-after", "hang"], "--retry-after.*seconds"),
         (["--retry-after", "1"], "needs --fail"),
-        (["--grpc", "4317"], "--grpc.*HOST:PORT"),
+        (["--grpc", "4317"], "--grpc.*port is missing; expected host:port"),
+        (["--http", "unix:here.sock"], "--http.*absolute path"),
         (["--grpc", "off", "--http", "off"], "nothing to do"),
         (["--wat"], "--wat"),
     ],

@@ -9,30 +9,7 @@ import sys
 import pytest
 
 from relay.receivers import Listen
-from relay.sink.ports import Hold, parse_listen
-
-
-@pytest.mark.parametrize(
-    ("text", "listen"),
-    [
-        ("localhost:4317", Listen(host="localhost", port=4317)),
-        ("127.0.0.1:0", Listen(host="127.0.0.1")),
-        ("[::1]:4317", Listen(host="::1", port=4317)),
-        ("unix:/run/sink.sock", Listen(path="/run/sink.sock")),
-        ("off", Listen()),
-    ],
-)
-def test_parse_listen(text: str, listen: Listen) -> None:
-    assert parse_listen(text) == listen
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "4317", ":4317", "localhost", "localhost:", "localhost:x", "a:65536", "::1:4", "unix:"],
-)
-def test_parse_listen_refuses(text: str) -> None:
-    with pytest.raises(ValueError, match=r"HOST:PORT|a path must follow"):
-        parse_listen(text)
+from relay.sink.ports import Hold
 
 
 def test_a_held_port_refuses_connections_and_is_nobody_elses() -> None:
