@@ -241,8 +241,9 @@ class Bench:
         for number, case, who in self.turns(cases):
             grpc, tls, spans = case["transport"] == "grpc", case["tls"], case["spans"]
             with contestants.running(who, self.setting(tls=tls)) as running:
-                self.paced(running, case["rate"], spans, 0.5, grpc=grpc, tls=tls)
-                before = self._settled()
+                begun = self.sink.spans()
+                warm = self.paced(running, case["rate"], spans, 0.5, grpc=grpc, tls=tls)
+                before = self._settled(begun + warm["requests"] * spans)
                 done = self.paced(running, case["rate"], spans, plan.seconds, grpc=grpc, tls=tls)
                 arrived = self.sink.wait_for(before + done["requests"] * spans, 8) - before
                 void = _void(done["answered"], done["requests"], arrived, spans)
@@ -250,9 +251,9 @@ class Bench:
                     "rates", who, number, **case, void=void, **done, **process.memory(running.pid)
                 )
 
-    def _settled(self) -> int:
-        """What the sink has once nothing more comes."""
-        seen = self.sink.spans()
+    def _settled(self, wanted: int = 0) -> int:
+        """What the sink has once it has ``wanted``, if that comes, and nothing more comes."""
+        seen = self.sink.wait_for(wanted, 8)
         while True:
             time.sleep(0.4)
             now = self.sink.spans()
@@ -269,8 +270,9 @@ class Bench:
         for number, case, who in self.turns(cases):
             spans = case["spans"]
             with contestants.running(who, self.setting()) as running:
-                self.paced(running, rate, spans, 0.5)
-                before = self._settled()
+                begun = self.sink.spans()
+                warm = self.paced(running, rate, spans, 0.5)
+                before = self._settled(begun + warm["requests"] * spans)
                 healthy = self.paced(running, rate, spans, self.plan.seconds)
                 arrived = self.sink.wait_for(before + healthy["requests"] * spans, 8) - before
                 void = _void(healthy["answered"], healthy["requests"], arrived, spans)
