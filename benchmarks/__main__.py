@@ -48,6 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--rates", type=_numbers, help="spans a second, such as 1000,10000")
     add("--transport", choices=["grpc", "http"], help="of the receivers (default: both)")
     add("--plain", action="store_true", help="without TLS")
+    add("--delays", type=_numbers, help="ms after which the collector answers, such as 0,20")
     add("--seconds", type=float, help="of load in one run at a given rate")
     add("--slope-seconds", type=float, help="of load for the slope of memory")
     where = "folder of results (default: benchmarks/results for a run with no other choice, else"
@@ -72,6 +73,7 @@ def plan_of(given: argparse.Namespace) -> sections.Plan:
         "rounds": given.rounds, "spans": given.spans, "rates": given.rates,
         "transports": (given.transport,) if given.transport else None,
         "tls": (False,) if given.plain else None,
+        "delays_ms": given.delays,
         "seconds": given.seconds, "slope_seconds": given.slope_seconds,
     }  # fmt: skip
     return dataclasses.replace(plan, **{k: v for k, v in changes.items() if v is not None})
