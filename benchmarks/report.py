@@ -207,7 +207,8 @@ def lossless(table: Table) -> list[str]:
                 field("spans_per_second"), "lossless", contestant=each, delay_ms=delay
             )
             found = table.of("lossless", contestant=each, delay_ms=delay)
-            row.append(f"≥ {text}" if all(one["failed_at"] is None for one in found) else text)
+            endless = found and all(one["failed_at"] is None for one in found)
+            row.append(f"≥ {text}" if endless else text)
         row += [
             _ratio(
                 table.ratio(field("spans_per_second"), "lossless", "relay", peer, delay_ms=delay)
