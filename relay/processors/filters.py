@@ -301,12 +301,13 @@ class SpanFilter:
     def count(self, payload: bytes) -> tuple[int, int]:
         """See :class:`relay.processors.Processor`."""
         look = self._look_at(payload)
-        if look.sifted is not None:
-            self._look = look
-            units = len(look.sifted[0].starts)
-            return units, units
-        self._look = look
-        return wire.count(payload, TRACES)
+        if look.sifted is None:
+            units, items = wire.count(payload, TRACES)
+        else:
+            units = items = len(look.sifted[0].starts)
+        # Nothing is held on to that will not be processed.
+        self._look = look if units else None
+        return units, items
 
     def _look_at(self, payload: bytes) -> _Look:
         """Whether anything in the request asks for filtering; walk it if so."""
@@ -323,6 +324,7 @@ class SpanFilter:
         look, self._look = self._look, None
         if look is None or look.payload is not payload:
             look = self._look_at(payload)
+        self._listings.latest = b""
         remembered = self._remembered
         remembered.expire(now)
         if not look.candidates:
@@ -381,6 +383,8 @@ class SpanFilter:
         remembered.add(condemned, now)
         result = _result(request, gone, settled, learned=bool(condemned))
         self._listings.note(result.payload, request.listed)
+        if condemned:
+            self._listings.latest = result.payload
         return result
 
     def affects(self, waiting: Iterable[bytes]) -> bool:

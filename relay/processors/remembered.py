@@ -129,14 +129,13 @@ class Listings:
         self._unlisted: list[bytes] = []
         self._room = self._most_unlisted = LISTED_BYTES
         self._dense: list[bytes] = []
-        self._latest = b""
-        """The latest payload: what it made known is asked about before it waits itself."""
+        self.latest = b""
+        """The payload that made known what is asked about: it does not wait itself yet."""
         self._whole = True
         """Whether everything that waits is in these."""
 
     def note(self, payload: bytes, windows: Iterable[Window] | None = None) -> None:
         """A payload is let through. ``windows``: what was listed in it, or in a larger one."""
-        self._latest = payload
         if not self._whole or not payload:
             return
         if windows is not None:
@@ -149,7 +148,6 @@ class Listings:
             self._whole = False
             self._ids = set()
             self._unlisted.clear()
-            self._dense.clear()
 
     def any_names(self, waiting: Iterable[bytes], ids: AbstractSet[bytes]) -> bool:
         """Whether a span in these payloads may have one of ``ids`` as parent. Never wrongly no.
@@ -161,7 +159,7 @@ class Listings:
                 self._list(payload)
         else:
             size = 0
-            for payload in (self._latest, *waiting):
+            for payload in (self.latest, *waiting):
                 self._list(payload)
                 size += len(payload)
             self._whole = True
@@ -169,13 +167,14 @@ class Listings:
             self._most_unlisted = max(LISTED_BYTES, size // 4)
         self._unlisted.clear()
         self._room = self._most_unlisted
-        if not ids.isdisjoint(self._ids) or any(names(payload, ids) for payload in self._dense):
-            # It may have left long ago: the next look will be at what waits then.
+        found = not ids.isdisjoint(self._ids) or any(names(each, ids) for each in self._dense)
+        if found or self._dense:
+            # What was found may have left long ago, and what is not listed must not be held on
+            # to: the next look will be at what waits then.
             self._whole = False
             self._ids = set()
             self._dense.clear()
-            return True
-        return False
+        return found
 
     def _list(self, payload: bytes) -> None:
         room = len(payload) // 64 + _FEW_IDS

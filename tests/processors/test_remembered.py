@@ -1,3 +1,4 @@
+import contextlib
 import random
 import tracemalloc
 
@@ -5,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.processors.filters import SpanFilter
+from relay.processors.patterns import UrlRules
 from relay.processors.remembered import (
     LISTED_BYTES,
     LISTED_IDS,
@@ -15,6 +18,7 @@ from relay.processors.remembered import (
     names,
     parents,
 )
+from relay.wire import MalformedError
 
 
 def key(number: int, trace: int = 1) -> bytes:
@@ -127,7 +131,6 @@ def test_listings_know_what_may_be_a_parent_in_a_payload() -> None:
         assert not listings.any_names([payload], {key(8)[16:]})
         assert listings.any_names([payload], {key(7)[16:], key(8)[16:]})
         assert listings.any_names([payload], {key(7)[16:]})
-        listings.note(b"")
         assert not listings.any_names([], {key(7)[16:]})  # It left.
     # What was listed of one that it was cut out of is good enough, and not looked for again.
     part = large[5000:-20]
@@ -157,4 +160,28 @@ def test_listings_never_miss_what_waits_and_stay_within_their_bounds(size: int) 
         held = sum(map(len, listings._unlisted))
         assert held <= max(LISTED_BYTES, 50 * (size + 100) // 4)
         assert len(listings._ids) <= LISTED_IDS
+        assert not listings._dense  # Only while it is looked for.
     assert not listings.any_names([], {key(99_999)[16:]})
+
+
+def test_listings_do_not_hold_on_to_payloads_that_are_full_of_candidates() -> None:
+    listings = Listings()
+    for number in range(20):
+        listings.note(b"".join(child_of(number * 1000 + n) for n in range(1000)))
+        assert not listings.any_names([], {key(99_999)[16:]})
+        assert not listings._dense
+        assert not listings._unlisted
+    # What waits is looked at all the same.
+    waiting = [b"".join(child_of(n) for n in range(1000))]
+    listings.note(waiting[0])
+    for _ in range(2):
+        assert listings.any_names(waiting, {key(999)[16:]})
+        assert not listings.any_names(waiting, {key(99_999)[16:]})
+
+
+def test_nothing_is_held_that_is_not_processed() -> None:
+    filters = SpanFilter(UrlRules(("/health",), None), drop_events=True, ratio=1)
+    for payload in (b"\x0a\x02\x12\x00", b"\x0a\xff/health"):
+        with contextlib.suppress(MalformedError):
+            filters.count(payload)
+        assert filters._look is None
