@@ -1,7 +1,8 @@
 """What the default filters cost: CPU per span of a whole relay with them and without.
 
 ``python -m benchmarks.filters``. Two relays as they are by default and with the filters off, in
-turn, several rounds, in front of a collector in another process; real gRPC requests from this one.
+turn, several rounds, in front of a collector in another process; real gRPC requests from this one,
+as fast as eight clients are answered or, with ``--rate``, so many spans a second.
 The spans are those of a FastAPI app with its instrumentation: of an ordinary request a server span
 and three database spans, of a filtered one (a health check) the server span and three ASGI event
 spans; ids and client ports differ, as they do.
@@ -136,8 +137,13 @@ def payloads(size: int, fraction: float, count: int, rng: random.Random) -> list
     return found
 
 
-async def cost(relay: RelayProcess, sink: Sink, requests: Sequence[bytes], expected: int) -> float:
-    """CPU seconds that the relay spends on these, export and all; ``expected`` spans arrive."""
+async def cost(
+    relay: RelayProcess, sink: Sink, requests: Sequence[bytes], expected: int, pause: float = 0
+) -> float:
+    """CPU seconds that the relay spends on these, export and all; ``expected`` spans arrive.
+
+    ``pause``: seconds between two requests; 0: eight clients send as fast as they are answered.
+    """
     async with relay.channel() as channel:
         export: Any = channel.unary_unary(TRACES.method)
         await export(b"")  # The connection stands.
@@ -147,9 +153,17 @@ async def cost(relay: RelayProcess, sink: Sink, requests: Sequence[bytes], expec
             for payload in waiting:
                 await export(payload)
 
+        async def paced() -> None:
+            loop = asyncio.get_running_loop()
+            due = loop.time()
+            for payload in waiting:
+                await asyncio.sleep(max(due - loop.time(), 0))
+                due += pause
+                await export(payload)
+
         wanted = sink.items("traces") + expected
         before = cpu_seconds(relay.pid)
-        await asyncio.gather(*(client() for _ in range(8)))
+        await (paced() if pause else asyncio.gather(*(client() for _ in range(8))))
         await sink.wait_for(lambda: sink.items("traces") >= wanted, what="all that is to arrive")
         return cpu_seconds(relay.pid) - before
 
@@ -159,7 +173,9 @@ def kept(filters: Processor, requests: Sequence[bytes], size: int) -> int:
     return sum(filters.process(payload, size, size, 0.0).items for payload in requests)
 
 
-async def measure(size: int, fraction: float, rounds: int, spans: int) -> dict[str, float]:
+async def measure(
+    size: int, fraction: float, rounds: int, spans: int, rate: float
+) -> dict[str, float]:
     rng = random.Random(size)
     count = max(8, spans // size)
     found: dict[str, list[float]] = {"on": [], "off": []}
@@ -181,7 +197,7 @@ async def measure(size: int, fraction: float, rounds: int, spans: int) -> dict[s
                 shares.append(1 - left / total)
                 both = (("on", on, left), ("off", off, total))
                 for name, relay, expected in both[:: 1 if number % 2 else -1]:
-                    spent = await cost(relay, sink, requests, expected)
+                    spent = await cost(relay, sink, requests, expected, size / rate if rate else 0)
                     if number:
                         found[name].append(spent / total * 1e6)
             for relay in (on, off):
@@ -204,7 +220,7 @@ async def main(arguments: argparse.Namespace) -> int:
         print("|---|---|---|---|---|")
     for size in arguments.sizes:
         for fraction in arguments.fractions:
-            row = await measure(size, fraction, arguments.rounds, arguments.spans)
+            row = await measure(size, fraction, arguments.rounds, arguments.spans, arguments.rate)
             rows.append(row)
             if not arguments.json:
                 print(
@@ -225,5 +241,8 @@ if __name__ == "__main__":
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--spans", type=int, default=20_000, help="sent in each round")
+    parser.add_argument(
+        "--rate", type=float, default=0, help="spans a second; 0: all that it takes"
+    )
     parser.add_argument("--json", action="store_true")
     raise SystemExit(asyncio.run(main(parser.parse_args())))

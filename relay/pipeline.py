@@ -132,7 +132,8 @@ class Pipeline:
         ledger.received_bytes[transport] += size
         if self._processor is not None and result is not None:
             if result.removed:
-                ledger.filtered.update(result.removed)
+                for reason, number in result.removed.items():  # A fifth of Counter.update's time.
+                    ledger.filtered[reason] += number
             if result.learned:
                 self._revise(self._processor, now)
         if units:
@@ -147,7 +148,7 @@ class Pipeline:
 
     def _revise(self, processor: Processor, now: float) -> None:
         """Let the processor take back from the ring what it has just learned to be unwanted."""
-        removed: Counter[str] = Counter()
+        removed: dict[str, int] = {}
         learned = True
 
         def rewrite(payload: bytes, units: int, items: int) -> wire.Slice | None:
@@ -156,7 +157,8 @@ class Pipeline:
             learned = learned or result.learned
             if not result.removed:
                 return None
-            removed.update(result.removed)
+            for reason, number in result.removed.items():
+                removed[reason] = removed.get(reason, 0) + number
             return wire.Slice(result.payload, result.units, result.items)
 
         ring = self.delivery.ring
@@ -167,7 +169,8 @@ class Pipeline:
                 ring.revise(rewrite)
         except Exception:  # noqa: BLE001 - logged; what is unwanted stays, the request is taken
             _log.exception("taking %s back from the ring failed unexpectedly", self.schema.name)
-        self.delivery.ledger.filtered.update(removed)
+        if removed:
+            self.delivery.ledger.filtered.update(removed)
 
     def _kept(self) -> Iterator[bytes]:
         """The payloads that wait, and those under way, which may come back."""

@@ -294,14 +294,70 @@ def _entries(buf: bytes, pos: int, end: int, wanted: int, depth: int) -> list[_S
     return found
 
 
+def _units(
+    buf: bytes, pos: int, end: int, wanted: int, most: int
+) -> tuple[int, int, int, list[bytes]]:
+    """Pass at most ``most`` units of the scope entry in ``buf[pos:end]``.
+
+    Returns how many were passed, the offset behind the last one (or ``pos``), that of the next
+    one, -1 if there is none (then all of the entry has been checked), and the other fields passed.
+    """
+    seen, behind = 0, pos
+    others: list[bytes] = []
+    read, steps = read3, STEPS
+    fast = min(end, len(buf) - 2)
+    while pos < end:
+        while pos < fast:
+            tag, size = read(buf, pos)
+            step = steps[size]
+            if step and tag == wanted:
+                if seen == most:
+                    return seen, behind, pos, others
+                seen += 1
+                behind = pos = pos + step
+            elif step and tag in _LEN_TAGS:
+                others.append(buf[pos : pos + step])
+                pos += step
+            else:
+                break
+        if pos < end:
+            at = pos
+            tag, _, pos, _ = _field(buf, pos, end, _IN_SCOPE)
+            if tag == wanted:
+                if seen == most:
+                    return seen, behind, at, others
+                seen += 1
+                behind = pos
+            else:
+                others.append(buf[at:pos])
+    if pos > end:
+        raise _overrun(end)
+    return seen, behind, -1, others
+
+
 def _others(buf: bytes, pos: int, end: int, unwanted: int, depth: int) -> bytes:
     """All fields in ``buf[pos:end]`` but those with tag ``unwanted``, as they stand."""
     out: list[bytes] = []
-    for at, _, behind in _entries(buf, pos, end, unwanted, depth):
-        if pos < at:
-            out.append(buf[pos:at])
-        pos = behind
-    out.append(buf[pos:end])
+    read, steps = read3, STEPS
+    kept = pos
+    fast = min(end, len(buf) - 2)
+    while pos < end:
+        at = pos
+        tag = step = 0
+        if pos < fast:
+            tag, size = read(buf, pos)
+            step = steps[size]
+        if step and tag in _LEN_TAGS:
+            pos += step
+        else:
+            tag, _, pos, _ = _field(buf, pos, end, depth)
+        if tag == unwanted:
+            if kept < at:
+                out.append(buf[kept:at])
+            kept = pos
+    if pos > end:
+        raise _overrun(end)
+    out.append(buf[kept:end])
     return b"".join(out)
 
 
@@ -445,13 +501,19 @@ def _up_to(buf: bytes, schema: SignalSchema, path: _Path, at: int) -> bytes:
     )
 
 
-def _from(buf: bytes, schema: SignalSchema, path: _Path, at: int) -> bytes:
-    """The request without the units before ``at``, the tag of a unit that stands at ``path``."""
+def _from(
+    buf: bytes, schema: SignalSchema, path: _Path, at: int, before_unit: bytes | None = None
+) -> bytes:
+    """The request without the units before ``at``, the tag of a unit that stands at ``path``.
+
+    ``before_unit``: what else stands before it in its scope entry, if that is known.
+    """
     in_request, in_resource, in_scope = _tags(schema)
     (rs_tag, rs_start, rs_end), (ss_tag, ss_start, ss_end) = path
     before_resource = _others(buf, 0, rs_tag, in_request, _IN_REQUEST)
     before_scope = _others(buf, rs_start, ss_tag, in_resource, _IN_RESOURCE)
-    before_unit = _others(buf, ss_start, at, in_scope, _IN_SCOPE)
+    if before_unit is None:
+        before_unit = _others(buf, ss_start, at, in_scope, _IN_SCOPE)
     inner = varint(in_resource) + varint(len(before_unit) + ss_end - at)
     size = len(before_scope) + len(inner) + len(before_unit) + rs_end - at
     outer = varint(in_request) + varint(size)
@@ -487,8 +549,22 @@ def _split(
     bound_by_size = len(payload) > max_size  # a head is never longer than the payload
     units = items = 0
     cut: tuple[_Path, int] | None = None
+    plain = not (schema.data or bound_by_size)  # Every unit weighs one, and sizes do not matter.
     for path, room in _scopes(payload, schema, max_size if bound_by_size else None):
         _, start, end = path[1]
+        if plain:
+            most = min(max_units, max_items) - units
+            seen, behind, at, others = _units(payload, start, end, schema.units << 3 | LEN, most)
+            units += seen
+            items += seen
+            if seen:
+                cut = path, behind
+            if at >= 0:
+                if cut is None:
+                    return _NOTHING, whole
+                rest = _from(payload, schema, path, at, b"".join(others))
+                return _halves(_up_to(payload, schema, *cut), rest, whole, units, items)
+            continue
         used = 0
         for at, value, behind in _each(payload, start, end, schema.units << 3 | LEN, _IN_SCOPE):
             weight = _weight(payload, value, behind, schema) if schema.data else 1
@@ -497,10 +573,7 @@ def _split(
                 if cut is None:
                     return _NOTHING, whole
                 rest = _from(payload, schema, path, at)
-                return (
-                    Slice(_up_to(payload, schema, *cut), units, items),
-                    Slice(rest, whole.units - units, whole.items - items),
-                )
+                return _halves(_up_to(payload, schema, *cut), rest, whole, units, items)
             units += 1
             items += weight
             cut = path, behind
@@ -508,6 +581,11 @@ def _split(
         raise MalformedError("the request has no units")
     # Without entries that have no units, or with shorter lengths, it fits.
     return Slice(_up_to(payload, schema, *cut), units, items), _NOTHING
+
+
+def _halves(head: bytes, rest: bytes, whole: Slice, units: int, items: int) -> tuple[Slice, Slice]:
+    """Both parts of ``whole``; ``units`` and ``items`` are in the head."""
+    return Slice(head, units, items), Slice(rest, whole.units - units, whole.items - items)
 
 
 def _scopes(buf: bytes, schema: SignalSchema, max_size: int | None) -> Iterator[tuple[_Path, int]]:

@@ -21,10 +21,10 @@ Source: contract section 6.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final, NamedTuple
 
 from proto_stubs import TRACES
@@ -34,6 +34,7 @@ from relay.processors.patterns import UrlRules
 from relay.processors.remembered import (
     KEY,
     MOST,
+    NO_ID,
     TRACE,
     Listings,
     Remembered,
@@ -41,12 +42,15 @@ from relay.processors.remembered import (
     parents,
 )
 from relay.processors.search import Needles, Search
+from relay.processors.settled import Settled
 from relay.processors.shapes import Shape, Shapes
 from relay.processors.spans import (
     ASGI_EVENT,
     URL_KEYS,
     Layout,
+    Sifted,
     SpanFacts,
+    cut,
     layout,
     read,
     sift,
@@ -66,6 +70,8 @@ REASONS: Final = (
 )
 _EXCLUDED, _NOT_INCLUDED, _EVENT, _SUBTREE, _SAMPLED_OUT = range(1, 6)
 
+_NO_SERVERS: Final = frozenset((_EVENT,))
+"""Codes of spans that take nothing along."""
 _ROUNDS: Final = 8
 """Generations of descendants that are looked up in the bytes; for deeper trees, and where the
 bytes hold far more candidates than spans, all spans are read instead."""
@@ -77,8 +83,6 @@ _SIFTED: Final = 1 << 20
 kept meanwhile, and they may be very small."""
 _MANY_PARENTS: Final = 1024
 """So many more candidates for a parent id than four a span are too many."""
-_NO_ID: Final = bytes(8)
-"""An id of zeros means none (trace.proto)."""
 
 
 def sampling_bound(ratio: float) -> int:
@@ -92,7 +96,7 @@ def sampling_bound(ratio: float) -> int:
 def _key(trace_id: bytes, span_id: bytes) -> bytes:
     """Trace and span id as one; ``b""`` when they cannot name a span."""
     key = trace_id + span_id
-    if len(key) != KEY or len(trace_id) != TRACE or span_id == _NO_ID:
+    if len(key) != KEY or len(trace_id) != TRACE or span_id == NO_ID:
         return b""
     return key
 
@@ -147,7 +151,7 @@ class _Request:
     def children(self, keys: AbstractSet[bytes]) -> Iterator[tuple[int, SpanFacts]]:
         """The spans whose parent is one of ``keys``."""
         self._rounds += 1
-        windows = self._list() if self._rounds <= _ROUNDS else None
+        windows = self.windows() if self._rounds <= _ROUNDS else None
         if windows is None:
             by_parent = self._read_all()
             for key in keys:
@@ -167,7 +171,7 @@ class _Request:
 
     def named(self, ids: AbstractSet[bytes]) -> set[bytes]:
         """Those of ``ids`` that may be the parent span id of a span."""
-        windows = self._list()
+        windows = self.windows()
         if windows is None:
             return {key[TRACE:] for key in self._read_all()} & ids
         found: set[bytes] = set()
@@ -181,7 +185,7 @@ class _Request:
         """What may be parent ids, as far as that was asked for."""
         return self._windows
 
-    def _list(self) -> list[Window] | None:
+    def windows(self) -> list[Window] | None:
         """What may be parent ids; None when reading all spans is the better way."""
         if self._windows is None and self._children is None:
             windows = []
@@ -230,51 +234,13 @@ class _Request:
         return found, keys
 
 
-class Settled:
-    """The spans of a request that are filtered for what they look like, see :class:`Shapes`."""
-
-    def __init__(self, payload: bytes, where: Layout, found: Mapping[Shape, Sequence[int]]) -> None:
-        starts = where.starts
-        self.gone = gone = bytearray(len(starts))
-        self.removed: Counter[int] = Counter()
-        self.roots: set[bytes] = set()
-        """The keys of the server spans among them."""
-        self._children: list[tuple[bytes, bytes]] = []
-        # The key of a span's parent, and its own.
-        for shape, numbers in found.items():
-            code = shape.code
-            self.removed[code] += len(numbers)
-            for number in numbers:
-                gone[number] = code
-            t, s, p = shape.trace, shape.span, shape.parent
-            if not t or not s:
-                continue
-            at = [starts[number] for number in numbers]
-            keys = [payload[a + t : a + t + 16] + payload[a + s : a + s + 8] for a in at]
-            if shape.code != _EVENT:
-                self.roots.update(keys)
-            if p:
-                above = [payload[a + t : a + t + 16] + payload[a + p : a + p + 8] for a in at]
-                self._children += zip(above, keys, strict=True)
-        self.roots = {key for key in self.roots if key[TRACE:] != _NO_ID}
-
-    def parents(self) -> Iterator[bytes]:
-        """The keys of the spans directly above them."""
-        return (above for above, _ in self._children)
-
-    def children(self, keys: AbstractSet[bytes]) -> set[bytes]:
-        """The keys of those whose parent is one of ``keys``."""
-        found = {key for above, key in self._children if above in keys}
-        return {key for key in found if key[TRACE:] != _NO_ID}
-
-
 class _Look(NamedTuple):
     """What was found out about a request when it was counted."""
 
     payload: bytes
     candidates: bool
     """Whether a text stands in it without which nothing is filtered, but for descendants."""
-    sifted: tuple[Layout, Mapping[Shape, Sequence[int]]] | None
+    sifted: tuple[Sifted, Mapping[Shape, Sequence[tuple[bytes, ...]]]] | None
 
 
 class SpanFilter:
@@ -293,10 +259,13 @@ class SpanFilter:
         self._events = Needles([ASGI_EVENT], keys=True) if drop_events else None
         self._bound = sampling_bound(ratio) if ratio < 1 else None
         self._remembered = Remembered(memory)
-        self._condemned: set[bytes] = set()
+        # What the latest call condemned; not worked out yet, if nobody asked.
+        self._condemned: set[bytes] | Settled = set()
         self._shapes = Shapes()
         self._listings = Listings()
         self._look: _Look | None = None
+        self._found = False
+        """Whether spans of the latest request were known by their looks."""
 
     def count(self, payload: bytes) -> tuple[int, int]:
         """See :class:`relay.processors.Processor`."""
@@ -304,73 +273,98 @@ class SpanFilter:
         if look.sifted is None:
             units, items = wire.count(payload, TRACES)
         else:
-            units = items = len(look.sifted[0].starts)
+            units = items = look.sifted[0].spans
         # Nothing is held on to that will not be processed.
         self._look = look if units else None
         return units, items
 
     def _look_at(self, payload: bytes) -> _Look:
         """Whether anything in the request asks for filtering; walk it if so."""
-        urls, events = self._urls, self._events
-        if not ((urls and urls.present(payload)) or (events and events.present(payload))):
-            return _Look(payload, candidates=False, sifted=None)
+        known = self._shapes.by_size if len(payload) <= _SIFTED else None
         sifted = None
-        if self._shapes.by_size and len(payload) <= _SIFTED:
-            sifted = sift(payload, self._shapes.by_size.get)
-        return _Look(payload, candidates=True, sifted=sifted)
+        if known and self._found:
+            # As in the request before, probably: then there is no need to search for texts first.
+            sifted = sift(payload, known)
+            if sifted and sifted[1]:
+                return _Look(payload, candidates=True, sifted=sifted)
+        urls, events = self._urls, self._events
+        candidates = bool((urls and urls.present(payload)) or (events and events.present(payload)))
+        if candidates and known and not self._found:
+            sifted = sift(payload, known)
+        self._found = bool(sifted and sifted[1])
+        return _Look(payload, candidates, sifted)
 
     def process(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
+        del items  # As many as units.
         look, self._look = self._look, None
         if look is None or look.payload is not payload:
             look = self._look_at(payload)
         self._listings.latest = b""
-        remembered = self._remembered
-        remembered.expire(now)
+        self._condemned = set()
+        self._remembered.expire(now)
         if not look.candidates:
-            touched = remembered.touches(payload)
-            if not touched and self._bound is None:
-                self._listings.note(payload)
-                return Result(payload, units, items)
-            return self._process(_Request(payload, units), now, None, touched=touched)
-        request, settled = _Request(payload, units), None
+            return self._finish(_Request(payload, units), None, now)
+        settled = None
         if look.sifted is not None:
-            where, found = look.sifted
-            request.where = where
+            sifted, found = look.sifted
             if found:
-                settled = Settled(payload, where, found)
-                left = settled.gone.count(0)
-                request = _Request(without(payload, where, settled.gone), left)
-        return self._process(request, now, settled, touched=None)
+                settled = Settled(found, _NO_SERVERS)
+                self._shapes.join(payload)
+                payload, units = cut(payload, sifted.cuts) if sifted.left else b"", sifted.left
+        request = _Request(payload, units)
+        urls = self._urls if self._urls and self._urls.present(payload) else None
+        events = self._events if self._events and self._events.present(payload) else None
+        if urls or events:
+            return self._process(request, settled, now, urls, events)
+        return self._finish(request, settled, now)
 
-    def _process(
-        self, request: _Request, now: float, settled: Settled | None, *, touched: bool | None
-    ) -> Result:
-        """What is left to do in a request out of which the ``settled`` spans have been taken.
+    def _finish(self, request: _Request, settled: Settled | None, now: float) -> Result:
+        """What is left to do in a request that holds no candidates (any more).
 
-        ``touched``: whether it may hold children of remembered spans; None: not known yet.
+        ``settled``: what has been taken out of it.
         """
         remembered = self._remembered
-        payload, units = request.payload, request.units
-        roots = settled.roots if settled else set[bytes]()
+        condemns = settled is not None and (
+            settled.servers or (len(remembered) > 0 and remembered.may_be(settled.parent_ids()))
+        )
+        if settled is not None and condemns:
+            windows = request.windows()
+            exactly = windows is None or not remembered.defer(settled, windows, now)
+        else:
+            exactly = remembered.touches(request.payload, request.windows)
+        if exactly:
+            return self._process(request, settled, now, None, None)
+        if settled is not None and condemns:
+            self._condemned = settled
+        gone = bytearray()
+        if self._bound is not None:
+            gone = bytearray(request.units)
+            _sample(request, gone, self._bound)
+        return self._result(request, gone, settled, learned=condemns)
+
+    def _process(
+        self,
+        request: _Request,
+        settled: Settled | None,
+        now: float,
+        urls: Needles | None,
+        events: Needles | None,
+    ) -> Result:
+        """What becomes of each span. ``urls``, ``events``: searches that find something, if any."""
+        remembered = self._remembered
+        gone = bytearray(request.units)
+        roots = set(settled.roots) if settled else set[bytes]()
         stay: AbstractSet[int] = frozenset()
-        urls = events = None
-        if touched is None and units:
-            urls = self._urls if self._urls and self._urls.present(payload) else None
-            events = self._events if self._events and self._events.present(payload) else None
-        gone = bytearray(units)
         if urls:
             found, stay = self._judge(request, urls, gone)
             roots |= found
-        # Those that are settled stand no longer in the payload, but may be below others.
-        above = roots | remembered.of(settled.parents(), now) if settled else roots
-        if touched is None:
-            # Where there are some, the parent ids will be listed in any case.
-            touched = bool(above) or remembered.touches(payload)
         if events:
             self._drop_events(request, events, gone)
+        # Those that are settled stand no longer in the payload, but may be below others.
+        above = roots | remembered.of(settled.parents(), now) if settled else roots
         condemned = roots
-        if touched:
+        if above or remembered.touches(request.payload, request.windows):
             if remembered.ids and (named := request.named(remembered.ids)):
                 above = above | remembered.recent(named, now)
             below, keys = request.below(above, stay, settled)
@@ -379,34 +373,46 @@ class SpanFilter:
             condemned = roots | keys
         if self._bound is not None:
             _sample(request, gone, self._bound)
-        self._condemned = condemned
         remembered.add(condemned, now)
-        result = _result(request, gone, settled, learned=bool(condemned))
+        self._condemned = condemned
+        return self._result(request, gone, settled, learned=bool(condemned))
+
+    def _result(
+        self, request: _Request, gone: bytearray, settled: Settled | None, *, learned: bool
+    ) -> Result:
+        """The result of :meth:`process`; what it lets through is noted."""
+        result = _result(request, gone, settled, learned=learned)
         self._listings.note(result.payload, request.listed)
-        if condemned:
+        if learned:
             self._listings.latest = result.payload
         return result
 
     def affects(self, waiting: Iterable[bytes]) -> bool:
         """Whether :meth:`prune` may find anything in any of these payloads. Never wrongly no."""
-        return self._listings.any_names(waiting, {key[TRACE:] for key in self._condemned})
+        condemned = self._condemned
+        if isinstance(condemned, Settled):
+            return self._listings.any_names(waiting, condemned.ids)
+        return self._listings.any_names(waiting, [key[TRACE:] for key in condemned])
 
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
+        known = self._condemned
+        if isinstance(known, Settled):
+            self._condemned = known = known.condemned(partial(self._remembered.of, now=now))
         request = _Request(payload, units)
-        if not request.named({key[TRACE:] for key in self._condemned}):
+        if not request.named({key[TRACE:] for key in known}):
             return Result(payload, units, items)
         gone = bytearray(request.units)
         stay: AbstractSet[int] = frozenset()
         if self._inclusions and self._urls and self._urls.present(payload):
             # What is not included went when it arrived; what is stays with all below it.
             _, stay = self._judge(request, self._urls, bytearray(request.units))
-        below, condemned = request.below(self._condemned, stay)
+        below, condemned = request.below(known, stay)
         for number in below:
             gone[number] = _SUBTREE
-        learned = not condemned <= self._condemned
+        learned = not condemned <= known
         if learned:
-            self._condemned = self._condemned | condemned
+            self._condemned = known | condemned
             self._remembered.add(condemned, now)
         return _result(request, gone, None, learned=learned)
 
@@ -490,13 +496,15 @@ def _sample(request: _Request, gone: bytearray, bound: int) -> None:
 def _result(
     request: _Request, gone: bytearray, settled: Settled | None, *, learned: bool
 ) -> Result:
-    left = gone.count(0)
+    """``gone``: by span why it goes, 0: it stays; empty: all stay."""
+    left = request.units
     payload = request.payload
-    if left < request.units:
-        payload = without(payload, request.where, gone)
     removed: dict[str, int] = {}
-    for code in set(gone) - {0}:
-        removed[REASONS[code]] = gone.count(code)
+    if any(gone):
+        left = gone.count(0)
+        payload = without(payload, request.where, gone)
+        for code in set(gone) - {0}:
+            removed[REASONS[code]] = gone.count(code)
     if settled:
         for code, number in settled.removed.items():
             removed[REASONS[code]] = removed.get(REASONS[code], 0) + number

@@ -10,10 +10,11 @@ Source: contract section 6 ("those that arrive within 60 s, over a bounded memor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, KeysView
+from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from relay.processors.search import SMALL, Search, compiled, literal
 
@@ -22,8 +23,10 @@ __all__ = [
     "LISTED_BYTES",
     "LISTED_IDS",
     "MOST",
+    "NO_ID",
     "SECONDS",
     "TRACE",
+    "Deferred",
     "Listings",
     "Remembered",
     "names",
@@ -39,6 +42,8 @@ TRACE: Final = 16
 KEY: Final = TRACE + 8
 """Bytes of a trace id and a span id. Ids of other lengths are invalid (trace.proto): spans that
 have them take nothing along."""
+NO_ID: Final = bytes(KEY - TRACE)
+"""A span id of zeros means none (trace.proto)."""
 
 LISTED_BYTES: Final = 256 * 1024
 """Payloads whose parent ids are not listed yet may take so much; more if more waits."""
@@ -68,7 +73,7 @@ _ID: Final = rb"(?=(.{8}))"
 _PARENT: Final = re.compile(_HEAD + _ID, re.DOTALL)
 _OVERLONG: Final = re.compile(_OVERLONG_HEAD + _ID, re.DOTALL)
 _overlong_in_large: Final = compiled(_OVERLONG_HEAD)
-_WINDOW: Final = 16 * 1024
+_WINDOW: Final = 64 * 1024
 _BEHIND: Final = 18
 """As many bytes as tag, length and id can take behind the first."""
 
@@ -149,7 +154,7 @@ class Listings:
             self._ids = set()
             self._unlisted.clear()
 
-    def any_names(self, waiting: Iterable[bytes], ids: AbstractSet[bytes]) -> bool:
+    def any_names(self, waiting: Iterable[bytes], ids: Collection[bytes]) -> bool:
         """Whether a span in these payloads may have one of ``ids`` as parent. Never wrongly no.
 
         ``waiting``: all payloads that wait or may come back; looked at only if need be.
@@ -167,7 +172,10 @@ class Listings:
             self._most_unlisted = max(LISTED_BYTES, size // 4)
         self._unlisted.clear()
         self._room = self._most_unlisted
-        found = not ids.isdisjoint(self._ids) or any(names(each, ids) for each in self._dense)
+        found = not self._ids.isdisjoint(ids)
+        if not found and self._dense:
+            wanted = set(ids)
+            found = any(names(each, wanted) for each in self._dense)
         if found or self._dense:
             # What was found may have left long ago, and what is not listed must not be held on
             # to: the next look will be at what waits then.
@@ -189,28 +197,48 @@ class Listings:
         self._ids.update(*lists)
 
 
+class Deferred(Protocol):
+    """Filtered spans of which it is not worked out yet which of them take along what is below."""
+
+    @property
+    def ids(self) -> Sequence[bytes]:
+        """The span ids of all of them."""
+
+    def condemned(self, known: Callable[[Iterable[bytes]], AbstractSet[bytes]]) -> set[bytes]:
+        """The keys of those that do. ``known``: which of these keys are remembered."""
+
+
 class Remembered:
-    """Filtered spans, by trace id and span id. ``now``: monotonic seconds, never decreasing."""
+    """Filtered spans, by trace id and span id. ``now``: monotonic seconds, never decreasing.
+
+    Most are never asked for. So what was filtered for its looks is kept as it was found, with the
+    span ids alone in a set, until one of these ids turns up as a parent.
+    """
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._since: dict[bytes, float] = {}
         # By span id the key, or where traces share span ids all keys.
         self._keys: dict[bytes, bytes | set[bytes]] = {}
+        # What is deferred is younger than all of those; the span ids of all of it.
+        self._deferred: list[tuple[Deferred, float]] = []
+        self._suspects: set[bytes] = set()
         self._swept = float("-inf")
         self._search: Search | None = None
         self._listed = 0
 
     def __len__(self) -> int:
-        return len(self._since)
+        return len(self._since) + len(self._suspects)
 
     @property
     def ids(self) -> KeysView[bytes]:
         """Span ids of all that is remembered."""
+        self._work_out()
         return self._keys.keys()
 
     def recent(self, ids: Iterable[bytes], now: float) -> set[bytes]:
         """The spans with these span ids that were filtered within the last :data:`SECONDS`."""
+        self._work_out()
         found: set[bytes] = set()
         for each in ids:
             keys = self._keys.get(each, b"")
@@ -219,6 +247,7 @@ class Remembered:
 
     def of(self, keys: Iterable[bytes], now: float) -> set[bytes]:
         """Those of ``keys`` that were filtered within the last :data:`SECONDS`."""
+        self._work_out()
         since = self._since
         return {key for key in keys if key in since and now - since[key] <= SECONDS}
 
@@ -226,6 +255,7 @@ class Remembered:
         """Remember spans that were filtered at ``now``; ``keys``: trace id and span id of each."""
         if not keys:
             return
+        self._work_out()
         if not self._since.keys().isdisjoint(keys):
             # Again at the end: the dict is in order of time.
             for key in keys:
@@ -237,19 +267,67 @@ class Remembered:
         else:
             for key in keys:
                 self._note(key)
-        self._search, self._listed = None, 0
-        if (excess := len(self._since) - self._most) > 0:
-            # Half at once: each look through all of them makes room for many.
-            self._keep(list(self._since)[excess + self._most // 2 :])
+        self._changed()
+
+    def defer(self, spans: Deferred, windows: Iterable[Window], now: float) -> bool:
+        """Remember spans that were filtered at ``now``, if none of them is asked for at once.
+
+        ``windows``: what may be parent ids in the request that they are from. False: one of these
+        is remembered, or there are too many spans; then they are to be worked out and added.
+        """
+        ids = spans.ids
+        if len(ids) > self._most // 4:
+            return False
+        self._suspects.update(ids)
+        if any(self.may_be(window.ids) for window in windows):
+            return False
+        self._deferred.append((spans, now))
+        self._changed()
+        return True
+
+    def may_be(self, ids: Iterable[bytes]) -> bool:
+        """Whether one of these may be the span id of a remembered span. Never wrongly no."""
+        return not (
+            self._suspects.isdisjoint(ids) and (not self._keys or self._keys.keys().isdisjoint(ids))
+        )
+
+    def _work_out(self) -> None:
+        """Add what was deferred, in the order in which it was filtered."""
+        if self._suspects:
+            deferred, self._deferred, self._suspects = self._deferred, [], set()
+            for spans, now in deferred:
+                self.add(spans.condemned(partial(self.of, now=now)), now)
 
     def expire(self, now: float) -> None:
         """Forget what was filtered more than :data:`SECONDS` ago, at leisure."""
-        if not self._since or now - self._swept < _SWEEP:
+        if now - self._swept < _SWEEP:
             return
         self._swept = now
         oldest = now - SECONDS
-        if next(iter(self._since.values())) < oldest:
+        if self._since and next(iter(self._since.values())) < oldest:
             self._keep([key for key, since in self._since.items() if since >= oldest])
+        if self._deferred and self._deferred[0][1] < oldest:
+            self._defer_only([each for each in self._deferred if each[1] >= oldest])
+
+    def _changed(self) -> None:
+        self._search, self._listed = None, 0
+        if len(self) <= self._most:
+            return
+        # Half at once: each look through all of them makes room for many. The oldest go.
+        half = self._most // 2
+        worked_out = max(half - len(self._suspects), 0)
+        self._keep(list(self._since)[max(len(self._since) - worked_out, 0) :])
+        left = sum(len(spans.ids) for spans, _ in self._deferred)
+        number = 0
+        while left > half:
+            left -= len(self._deferred[number][0].ids)
+            number += 1
+        if number:
+            self._defer_only(self._deferred[number:])
+
+    def _defer_only(self, deferred: list[tuple[Deferred, float]]) -> None:
+        self._deferred = deferred
+        self._suspects = set().union(*(spans.ids for spans, _ in deferred))
 
     def _note(self, key: bytes) -> None:
         other = self._keys.setdefault(key[TRACE:], key)
@@ -265,18 +343,31 @@ class Remembered:
             for key in keys:
                 self._note(key)
 
-    def touches(self, payload: bytes) -> bool:
-        """Whether a span in the payload may be a child of a remembered one. Never wrongly no."""
-        if not self._keys:
+    def touches(
+        self, payload: bytes, listed: Callable[[], Iterable[Window] | None] | None = None
+    ) -> bool:
+        """Whether a span in the payload may be a child of a remembered one. Never wrongly no.
+
+        ``listed``: gives what may be parent ids in it, None if these are too many.
+        """
+        if not len(self):
             return False
-        size = len(payload)
-        if size > _SMALL and self._search is None and len(self._keys) <= _COMPILED:
+        search = self._searching(len(payload))
+        if search is not None:
+            if search(payload, 0) is not None:
+                return True
+            if not _overlong(payload):
+                return False
+        windows = parents(payload) if listed is None else listed()
+        return windows is None or any(self.may_be(window.ids) for window in windows)
+
+    def _searching(self, size: int) -> Search | None:
+        """A search for what is remembered, where that is cheaper than listing ``size`` bytes."""
+        if size <= _SMALL or len(self) > _COMPILED:
+            return None
+        if self._search is None:
             self._listed += size
-            if self._listed > _WORTH * len(self._keys):
-                ids = b"|".join(map(literal, self._keys))
+            if self._listed > _WORTH * len(self):
+                ids = b"|".join(map(literal, self._keys.keys() | self._suspects))
                 self._search = compiled(_HEAD + b"(?:" + ids + b")")
-        if size > _SMALL and self._search is not None:
-            return self._search(payload, 0) is not None or (
-                _overlong(payload) and names(payload, self._keys.keys())
-            )
-        return names(payload, self._keys.keys())
+        return self._search

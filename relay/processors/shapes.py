@@ -8,16 +8,18 @@ matches has the same structure and the same facts; it need not be read. That is 
 which is what makes filters cheap where much is filtered.
 
 Only filtered spans get shapes, and only if others of their size were filtered before: making one
-costs as much as reading a hundred spans.
+costs as much as reading a hundred spans. Spans that are often found side by side, as those of one
+health check are, get a shape in common: one match then does for all of them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from collections.abc import Callable, Iterator
+from itertools import groupby, pairwise
+from operator import itemgetter
+from typing import Final, NamedTuple, TypeAlias
 
 from proto_stubs import (
     KEYVALUE_KEY_FIELD,
@@ -29,124 +31,165 @@ from proto_stubs import (
     SPAN_TRACE_ID_FIELD,
 )
 from relay import wire
-from relay.processors.spans import DECIDING_KEYS
+from relay.processors.spans import DECIDING_KEYS, KEY_SIZES, Known, sift
 from relay.wire import LEN, MalformedError
 
-__all__ = ["Shape", "Shapes", "Test", "expression"]
+__all__ = ["Member", "Outline", "Shape", "Shapes", "Take", "outline"]
 
 _MOST: Final = 64
 """Shapes kept."""
 _LARGEST: Final = 2048
 """Bytes of the largest span that gets a shape."""
 _SEEN: Final = 4
-"""Filtered spans of one size, before one of them gives a shape."""
+"""Filtered spans of one size, before one of them gives a shape; and pairs, before they do."""
 _PAUSE: Final = 100
 """Filtered spans read between two shapes."""
+_MEMBERS: Final = 8
+"""Spans in a shape at most."""
+_LOOK: Final = 8
+_LOOK_SELDOM: Final = 1024
+"""Requests between two looks for spans that are found side by side; more and more if none are."""
+_DOTS: Final = 16
+"""Up to so many bytes that may be anything are passed faster one by one than as a repetition."""
 
 _IDS: Final = (SPAN_TRACE_ID_FIELD, SPAN_SPAN_ID_FIELD, SPAN_PARENT_SPAN_ID_FIELD)
+_SIZES: Final = (16, 8, 8)
 _I64, _I32 = 1, 5
 
-Test: TypeAlias = Callable[[bytes, int], object]
-"""Whether a span at an offset of a payload is one of these."""
+Take: TypeAlias = Callable[[bytes], bytes]
+"""Takes an id out of the part of a span in which all its ids are."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Shape:
-    """What spans that are alike have in common: where their ids stand (from their tag on).
+class Outline(NamedTuple):
+    """What spans that are alike have in common.
 
-    ``code``: why they go. ``trace``, ``span``, ``parent``: offsets; 0: there is no such id of the
-    length that it should have.
+    ``span``: one of them, tag and length included. ``fixed``: for each of its bytes, 1 if it is the
+    same in all of them, 0 if it may be anything. ``ids``: where trace id, span id and parent span
+    id stand; 0: there is no such id of the length that it should have.
+    """
+
+    span: bytes
+    fixed: bytes
+    ids: tuple[int, int, int]
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Where the part begins in which all ids are, and behind it; (0, 0): it has not both."""
+        if not self.ids[0] or not self.ids[1]:
+            return 0, 0
+        placed = [(at, at + size) for at, size in zip(self.ids, _SIZES, strict=True) if at]
+        return min(placed)[0], max(behind for _, behind in placed)
+
+    def expression(self) -> bytes:
+        """Matches such a span. Groups, if it has ids: the part in which they are, the span id."""
+        first, behind = self.part
+        if not behind:
+            return self._expression(0, len(self.span))
+        at = self.ids[1]
+        return b"%b(%b(%b)%b)%b" % (
+            self._expression(0, first),
+            self._expression(first, at),
+            self._expression(at, at + 8),
+            self._expression(at + 8, behind),
+            self._expression(behind, len(self.span)),
+        )
+
+    def _expression(self, start: int, end: int) -> bytes:
+        out: list[bytes] = []
+        pos = start
+        for fixed, run in groupby(self.fixed[start:end]):
+            size = len(list(run))
+            if fixed:
+                out.append(re.escape(self.span[pos : pos + size]))
+            else:
+                out.append(b"." * size if size <= _DOTS else b".{%d}" % size)
+            pos += size
+        return b"".join(out)
+
+
+class Member(NamedTuple):
+    """A span of a shape. ``code``: why it goes.
+
+    The others take its ids out of the part in which they are; None: there is none.
     """
 
     code: int
-    trace: int
-    span: int
-    parent: int
+    trace_id: Take | None
+    span_id: Take | None
+    parent_id: Take | None
 
 
-class _Pattern:
-    """An expression of literals and of bytes that may be anything."""
+class Shape:
+    """One or some spans that stand side by side, each with the code that says why it goes."""
 
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.size = 0
-        self._any = 0
-
-    def literal(self, text: bytes) -> None:
-        self._flush()
-        self.parts.append(re.escape(text))
-        self.size += len(text)
-
-    def anything(self, size: int) -> None:
-        self._any += size
-        self.size += size
-
-    def _flush(self) -> None:
-        if self._any:
-            self.parts.append(b".{%d}" % self._any)
-            self._any = 0
-
-    def compiled(self) -> re.Pattern[bytes]:
-        self._flush()
-        return re.compile(b"".join(self.parts), re.DOTALL)
+    def __init__(self, outlines: tuple[tuple[Outline, int], ...]) -> None:
+        self.outlines = outlines
+        self.size = sum(len(each.span) for each, _ in outlines)
+        """In bytes."""
+        self.members: list[Member] = []
+        for each, code in outlines:
+            first, behind = each.part
+            takes = [
+                itemgetter(slice(at - first, at - first + size)) if at and behind else None
+                for at, size in zip(each.ids, _SIZES, strict=True)
+            ]
+            self.members.append(Member(code, *takes))
+        expression = b"".join(each.expression() for each, _ in outlines)
+        self.match = re.compile(expression, re.DOTALL).match
 
 
-def expression(buf: bytes, start: int, body: int, end: int) -> tuple[re.Pattern[bytes], list[int]]:
-    """What matches spans like the one whose tag is at ``start`` and whose message is at ``body``.
-
-    Returns it with the offsets of trace id, span id and parent span id from the tag on, 0 for none.
+def outline(buf: bytes, start: int, body: int, end: int) -> Outline:
+    """What spans like the one whose tag is at ``start`` and whose message is at ``body`` share.
 
     Raises:
         MalformedError: the span does not parse, or is written in a way that is not followed here.
     """
-    pattern = _Pattern()
-    pattern.literal(buf[start:body])
+    fixed = bytearray(b"\1" * (end - start))
     ids = [0, 0, 0]
-    pos = body
     for number, kind, at, stop, _ in wire.fields(buf, body, end):
         if number == SPAN_ATTRIBUTES_FIELD and kind == LEN:
-            pattern.literal(buf[pos:at])
-            _attribute(pattern, buf, at, stop)
-        elif number == SPAN_KIND_FIELD or kind not in {LEN, _I64, _I32}:
-            # Varints and groups, whose lengths are in their bytes; the kind among them.
-            pattern.literal(buf[pos:stop])
-        else:
+            for one, behind in _free(buf, at, stop):
+                fixed[one - start : behind - start] = bytes(behind - one)
+        elif number != SPAN_KIND_FIELD and kind in {LEN, _I64, _I32}:
             if number in _IDS and kind == LEN:
                 which = _IDS.index(number)
                 if ids[which]:
                     raise MalformedError("an id that is there twice")
-                ids[which] = pattern.size + at - pos
-                if stop - at != (16 if number == SPAN_TRACE_ID_FIELD else 8):
+                ids[which] = at - start
+                if stop - at != _SIZES[which]:
                     raise MalformedError("an id of another length")
-            pattern.literal(buf[pos:at])
-            pattern.anything(stop - at)
-        pos = stop
-    return pattern.compiled(), ids
+            fixed[at - start : stop - start] = bytes(stop - at)
+        # Else it stays: varints and groups, whose lengths are in their bytes; the kind among them.
+    return Outline(buf[start:end], bytes(fixed), (ids[0], ids[1], ids[2]))
 
 
-def _attribute(pattern: _Pattern, buf: bytes, start: int, end: int) -> None:
-    """The KeyValue: literally, if its key matters; else its value may hold anything."""
+def _free(buf: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What of a KeyValue may be anything: nothing if its key matters, else its value.
+
+    So may its key, if no key that matters is as long: each byte that need not be compared is time
+    saved in every span.
+    """
     found = list(wire.fields(buf, start, end))
     usual = [(KEYVALUE_KEY_FIELD, LEN), (KEYVALUE_VALUE_FIELD, LEN)]
-    if [(number, kind) for number, kind, *_ in found] == usual:
-        _, _, at, stop, _ = found[0]
-        value, behind = found[1][2:4]
-        if buf[at:stop] not in DECIDING_KEYS:
-            pattern.literal(buf[start:value])
-            pattern.anything(behind - value)
-            return
-    pattern.literal(buf[start:end])
+    if [(number, kind) for number, kind, *_ in found] != usual:
+        return
+    (_, _, at, stop, _), (_, _, value, behind, _) = found
+    if buf[at:stop] not in DECIDING_KEYS:
+        yield value, behind
+        if stop - at not in KEY_SIZES:
+            yield at, stop
 
 
 class Shapes:
     """The shapes of what was filtered of late."""
 
     def __init__(self) -> None:
-        self.by_size: dict[int, list[tuple[Test, Shape]]] = {}
-        """By the size of the spans, tag and length included: a test for each, and what it tells."""
+        self.by_size: dict[int, list[Known[Shape]]] = {}
+        """By the size of the first span, tag and length included; the longest shapes first."""
         self._count = 0
         self._filtered: Counter[int] = Counter()
         self._pause = 0
+        self._looks = self._until_look = _LOOK
 
     def learn(self, buf: bytes, start: int, body: int, end: int, code: int) -> None:
         """A span was read and filtered; others like it may come.
@@ -158,15 +201,51 @@ class Shapes:
         self._filtered[size] += 1
         if self._pause > 0 or self._filtered[size] < _SEEN or size > _LARGEST:
             return
+        if any(known.test(buf, start) for known in self.by_size.get(size, ())):
+            return  # Learned since the request arrived.
         self._pause = _PAUSE
         self._filtered.clear()
         try:
-            pattern, (trace, span, parent) = expression(buf, start, body, end)
+            found = outline(buf, start, body, end)
         except MalformedError:
             return
+        self._add(Shape(((found, code),)))
+
+    def join(self, buf: bytes) -> None:
+        """Spans in this request have been recognized; are any of them often side by side?"""
+        self._until_look -= 1
+        if self._until_look > 0:
+            return
+        self._looks = min(2 * self._looks, _LOOK_SELDOM)
+        found: list[tuple[int, Shape]] = []
+
+        def noting(known: Known[Shape]) -> Known[Shape]:
+            def test(buf: bytes, pos: int) -> re.Match[bytes] | None:
+                match = known.test(buf, pos)
+                if match:
+                    found.append((pos, known.told))
+                return match
+
+            return known._replace(test=test)
+
+        sift(buf, {size: list(map(noting, known)) for size, known in self.by_size.items()})
+        pairs = Counter(
+            (one, other)
+            for (pos, one), (following, other) in pairwise(found)
+            if pos + one.size == following and len(one.members) + len(other.members) <= _MEMBERS
+        )
+        for (one, other), times in pairs.most_common(1):
+            if times >= _SEEN:
+                self._looks = _LOOK
+                self._add(Shape(one.outlines + other.outlines))
+        self._until_look = self._looks
+
+    def _add(self, shape: Shape) -> None:
         if self._count >= _MOST:
             self.by_size.clear()
             self._count = 0
+            self._looks = self._until_look = _LOOK
         self._count += 1
-        shape = Shape(code, trace, span, parent)
-        self.by_size.setdefault(size, []).append((pattern.match, shape))
+        known = self.by_size.setdefault(len(shape.outlines[0][0].span), [])
+        known.append(Known(shape.match, shape, shape.size, len(shape.members)))
+        known.sort(key=lambda each: -each.size)

@@ -15,8 +15,8 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, MutableSequence, Sequence
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from proto_stubs import (
     ANYVALUE_ARRAY_VALUE_FIELD,
@@ -46,10 +46,14 @@ I32: Final = 5
 __all__ = [
     "ASGI_EVENT",
     "DECIDING_KEYS",
+    "KEY_SIZES",
     "URL_KEYS",
+    "Known",
     "Layout",
+    "Sifted",
     "SpanFacts",
     "attribute",
+    "cut",
     "layout",
     "path_of_url",
     "read",
@@ -73,6 +77,8 @@ _ATTRIBUTES: Final = SPAN_ATTRIBUTES_FIELD << 3 | LEN
 _KEY: Final = KEYVALUE_KEY_FIELD << 3 | LEN
 _VALUE: Final = KEYVALUE_VALUE_FIELD << 3 | LEN
 _STRING: Final = ANYVALUE_STRING_VALUE_FIELD << 3 | LEN
+_RESOURCES_TAG: Final = wire.varint(_RESOURCES)
+_SCOPES_TAG: Final = wire.varint(_SCOPES)
 _STRING_INDEX: Final = 8 << 3
 """AnyValue.string_value_strindex, a reference into the dictionary of a profiles request."""
 _NO_STRING: Final = frozenset(
@@ -91,7 +97,8 @@ _NO_STRING: Final = frozenset(
 _IDS: Final = frozenset((_TRACE_ID, _SPAN_ID, _PARENT_ID))
 DECIDING_KEYS: Final = (*URL_KEYS, ASGI_EVENT)
 """All attributes that decide what becomes of a span."""
-_KEY_SIZES: Final = frozenset(len(key) for key in DECIDING_KEYS)
+KEY_SIZES: Final = frozenset(len(key) for key in DECIDING_KEYS)
+"""Their lengths."""
 
 _GONE: Final = re.compile(rb"[^\x00]+")
 """A run of marked spans."""
@@ -179,7 +186,7 @@ def _read_usual(  # noqa: C901, PLR0912, PLR0915 - one loop, inline: it runs for
                     return None
                 size = size & 0x7F | more << 7
                 pos += 1
-            if buf[pos] == _KEY and buf[pos + 1] in _KEY_SIZES:
+            if buf[pos] == _KEY and buf[pos + 1] in KEY_SIZES:
                 key = buf[pos + 2 : pos + 2 + buf[pos + 1]]
                 if key in DECIDING_KEYS:
                     found[key] = buf[pos : pos + size]
@@ -391,23 +398,51 @@ def layout(buf: bytes, units: int) -> Layout:
 
 K = TypeVar("K")
 
+_Part = tuple[int, int, int, list[int] | None]
+"""A scope entry out of which something is cut: offsets of its tag, its message, and behind it; then
+where what stays of the message begins and ends, in turn. None: the whole entry goes."""
+_Cut = tuple[int, int, int, list[_Part] | None]
+"""The same of a resource entry, with those of its scope entries out of which something is cut."""
+
+
+class Sifted(NamedTuple):
+    """The spans of a request that are known by their looks, taken out.
+
+    ``spans``, ``left``: how many there are, and without those. ``cuts``: for :func:`cut`.
+    """
+
+    spans: int
+    left: int
+    cuts: list[_Cut]
+
+
+class Known(NamedTuple, Generic[K]):
+    """Spans side by side that are known by their looks.
+
+    ``test``: matches them in the payload, at the offset of the first one's tag. ``told``: what that
+    tells. ``size``: their bytes. ``spans``: how many they are.
+    """
+
+    test: Callable[[bytes, int], re.Match[bytes] | None]
+    told: K
+    size: int
+    spans: int
+
 
 def sift(  # noqa: C901, PLR0912, PLR0915 - three loops in each other; apart they would be calls
-    buf: bytes,
-    known: Callable[[int], Sequence[tuple[Callable[[bytes, int], object], K]] | None],
-) -> tuple[Layout, dict[K, list[int]]] | None:
-    """:func:`layout`, and in the same walk which of the spans are known by their looks.
+    buf: bytes, known: Mapping[int, Sequence[Known[K]]]
+) -> tuple[Sifted, dict[K, list[tuple[bytes, ...]]]] | None:
+    """Count the spans, and find in the same walk those that are known by their looks.
 
-    ``known``: for the size of a span, tag and length included, tests (of the payload and the
-    span's offset) with what each of them tells. Returns also, by what the first test tells that
-    they pass, the numbers of spans. None when something in the request is not written as all SDKs
-    write it; a request that is taken is as well-formed as ``wire.count`` wants it.
+    ``known``: what to try, by the size of the (first) span, tag and length included. Returns also,
+    by what the first matching test tells, the groups that it matched, each time. None when
+    something in the request is not written as all SDKs write it; a request that is taken is as
+    well-formed as ``wire.count`` wants it.
     """
-    starts: list[int] = []
-    ends: list[int] = []
-    scopes: list[tuple[int, int, int, int, int, int, int, int]] = []
-    found: defaultdict[K, list[int]] = defaultdict(list)
-    begin = starts.append
+    found: defaultdict[K, list[tuple[bytes, ...]]] = defaultdict(list)
+    is_span = _SPANS
+    cuts: list[_Cut] = []
+    spans = gone = 0
     read3, steps = wire.read3, wire.STEPS
     pos, request_end = 0, len(buf)
     try:
@@ -422,6 +457,8 @@ def sift(  # noqa: C901, PLR0912, PLR0915 - three loops in each other; apart the
             else:
                 _, _, pos, rs_end, _ = next(wire.fields(buf, pos, request_end))
             rs_start = pos
+            rs_spans, rs_gone = spans, gone
+            parts: list[_Part] = []
             while pos < rs_end:
                 ss_tag = pos
                 tag, size = read3(buf, pos)
@@ -437,44 +474,75 @@ def sift(  # noqa: C901, PLR0912, PLR0915 - three loops in each other; apart the
                 else:
                     _, _, pos, ss_end, _ = next(wire.fields(buf, pos, rs_end))
                 ss_start = pos
-                first = len(starts)
+                ss_spans, ss_gone = spans, gone
+                edges = [pos]
                 while pos < ss_end:
                     tag, size = read3(buf, pos)
                     step = steps[size]
                     if not step:
                         return None
-                    if tag == _SPANS:
-                        tests = known(step)
-                        if tests is not None:
-                            for test, told in tests:
-                                if test(buf, pos):
-                                    found[told].append(len(starts))
+                    if tag == is_span:
+                        spans += 1
+                        if step in known:
+                            for test, told, whole_size, number in known[step]:
+                                match = test(buf, pos)
+                                if match and pos + whole_size <= ss_end:
+                                    found[told].append(match.groups())
+                                    spans += number - 1
+                                    gone += number
+                                    step = whole_size
+                                    if edges[-1] == pos:
+                                        edges[-1] = pos + step
+                                    else:
+                                        edges += (pos, pos + step)
                                     break
-                        begin(pos)
-                    elif tag & 7 == LEN and 8 <= tag < 0x80:
-                        if len(starts) > len(ends):
-                            _behind(starts, ends, pos)
-                    else:
+                    elif tag & 7 != LEN or not 8 <= tag < 0x80:
                         return None
                     pos += step
-                if len(starts) > len(ends):
-                    _behind(starts, ends, ss_end)
                 if pos != ss_end:
                     return None
-                if len(starts) > first:
-                    place = rs_tag, rs_start, rs_end, ss_tag, ss_start, ss_end
-                    scopes.append((*place, first, len(starts)))
+                if gone > ss_gone:
+                    edges.append(ss_end)
+                    whole = gone - ss_gone == spans - ss_spans
+                    parts.append((ss_tag, ss_start, ss_end, None if whole else edges))
             if pos != rs_end:
                 return None
+            if parts:
+                whole = gone - rs_gone == spans - rs_spans
+                cuts.append((rs_tag, rs_start, rs_end, None if whole else parts))
     except (struct.error, MalformedError):  # fewer than three bytes are left, or nothing is right
         return None
-    return (Layout(starts, ends, scopes), found) if pos == request_end else None
+    return (Sifted(spans, spans - gone, cuts), found) if pos == request_end else None
 
 
-def _behind(starts: list[int], ends: list[int], pos: int) -> None:
-    """Complete the ends of spans that stand side by side, the last up to ``pos``."""
-    ends += starts[len(ends) + 1 :]
-    ends.append(pos)
+def cut(buf: bytes, cuts: Sequence[_Cut]) -> bytes:
+    """The request without what ``cuts`` leave out; joined once, however large it is."""
+    out: list[bytes | memoryview] = []
+    view = memoryview(buf)
+    done = 0
+    for rs_tag, rs_start, rs_end, parts in cuts:
+        out.append(view[done:rs_tag])
+        done = rs_end
+        if parts is None:
+            continue
+        head = len(out)
+        out.append(b"")  # Not known yet: how long it is going to be.
+        pos, missing = rs_start, 0
+        for ss_tag, _, ss_end, edges in parts:
+            out.append(view[pos:ss_tag])
+            pos = ss_end
+            missing += ss_end - ss_tag
+            if edges is not None:
+                pieces = [view[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+                size = sum(map(len, pieces))
+                ss_head = _SCOPES_TAG + wire.varint(size)
+                out.append(ss_head)
+                out += pieces
+                missing -= len(ss_head) + size
+        out.append(view[pos:rs_end])
+        out[head] = _RESOURCES_TAG + wire.varint(rs_end - rs_start - missing)
+    out.append(view[done:])
+    return b"".join(out)
 
 
 def _spans(
@@ -522,8 +590,8 @@ def without(buf: bytes, where: Layout, gone: bytearray) -> bytes:
     """
     if all(gone):
         return b""
-    request: list[bytes] = []
-    done = number = 0
+    cuts: list[_Cut] = []
+    number = 0
     scopes = where.scopes
     while number < len(scopes):
         rs_tag, rs_start, rs_end = scopes[number][:3]
@@ -532,52 +600,31 @@ def without(buf: bytes, where: Layout, gone: bytearray) -> bytes:
             mine.append(scopes[number])
         first, last = mine[0][6], mine[-1][7]
         missing = last - first - gone.count(0, first, last)
-        if not missing:
-            continue
-        request.append(buf[done:rs_tag])
-        done = rs_end
-        if missing == last - first:
-            continue
-        body = _resource_without(buf, rs_start, rs_end, mine, where, gone)
-        request += (wire.varint(_RESOURCES), wire.varint(len(body)), body)
-    request.append(buf[done:])
-    return b"".join(request)
+        if missing:
+            whole = missing == last - first
+            parts = (
+                None if whole else [_part(s, where, gone) for s in mine if any(gone[s[6] : s[7]])]
+            )
+            cuts.append((rs_tag, rs_start, rs_end, parts))
+    return cut(buf, cuts)
 
 
-def _resource_without(
-    buf: bytes,
-    pos: int,
-    end: int,
-    scopes: list[tuple[int, int, int, int, int, int, int, int]],
-    where: Layout,
-    gone: bytearray,
-) -> bytes:
-    out: list[bytes] = []
+def _part(
+    scope: tuple[int, int, int, int, int, int, int, int], where: Layout, gone: bytearray
+) -> _Part:
+    """What is cut out of a scope entry."""
+    _, _, _, ss_tag, ss_start, ss_end, first, last = scope
+    if not gone.count(0, first, last):
+        return ss_tag, ss_start, ss_end, None
     starts, ends = where.starts, where.ends
-    cuts: tuple[tuple[int, int], ...]
-    for _, _, _, ss_tag, ss_start, ss_end, first, last in scopes:
-        kept = gone.count(0, first, last)
-        if kept == last - first:
-            continue
-        out.append(buf[pos:ss_tag])
-        pos = ss_end
-        if not kept:
-            continue
-        pieces: list[bytes] = []
-        at = ss_start
-        for run in _GONE.finditer(gone, first, last):
-            one, behind = run.span()
-            if starts[one + 1 : behind] == ends[one : behind - 1]:
-                # Side by side: all at once.
-                cuts = ((starts[one], ends[behind - 1]),)
-            else:
-                cuts = tuple(zip(starts[one:behind], ends[one:behind], strict=True))
-            for start, end_ in cuts:
-                if start != at:
-                    pieces.append(buf[at:start])
-                at = end_
-        pieces.append(buf[at:ss_end])
-        body = b"".join(pieces)
-        out += (wire.varint(_SCOPES), wire.varint(len(body)), body)
-    out.append(buf[pos:end])
-    return b"".join(out)
+    edges = [ss_start]
+    for run in _GONE.finditer(gone, first, last):
+        one, behind = run.span()
+        if starts[one + 1 : behind] == ends[one : behind - 1]:
+            # Side by side: all at once.
+            edges += (starts[one], ends[behind - 1])
+        else:
+            for start, end in zip(starts[one:behind], ends[one:behind], strict=True):
+                edges += (start, end)
+    edges.append(ss_end)
+    return ss_tag, ss_start, ss_end, edges

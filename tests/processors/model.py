@@ -563,6 +563,8 @@ def tuned(rng: random.Random) -> Iterator[None]:
         patch.object(filters, "_ROUNDS", rng.choice((0, 1, 8))),
         patch.object(shapes, "_SEEN", 0),
         patch.object(shapes, "_PAUSE", 0),
+        patch.object(shapes, "_LOOK", rng.choice((1, 8))),
+        patch.object(shapes, "_LOOK_SELDOM", 1),
         patch.object(shapes, "_MOST", rng.choice((1, 64))),
         patch.object(filters, "_SIFTED", rng.choice((0, 1 << 20))),
         patch.object(filters, "_MANY_PARENTS", rng.choice((0, 1024))),

@@ -370,6 +370,33 @@ def test_event_spans_known_by_their_looks_pass_on_what_is_above_them() -> None:
         assert run(filters, span("below", "event")) == ("", {"subtree": 1})
 
 
+@pytest.mark.parametrize("order", [("server", "event"), ("event", "server")])
+def test_what_is_known_by_its_looks_takes_along_what_is_below_it(order: tuple[str, str]) -> None:
+    def spans(trace: bytes) -> list[Span]:
+        both = {
+            "server": span("server", kind=SERVER, url_path="/health", trace=trace),
+            "event": span("event", "server", asgi_event_type="x", trace=trace),
+        }
+        return [both[name] for name in order]
+
+    filters = made("/health")
+    with patch.object(shapes, "_SEEN", 0), patch.object(shapes, "_PAUSE", 0):
+        run(filters, *spans(b"another trace id"))
+    waiting = [request(span("deep", "waiting"), span("x")), request(span("waiting", "event"))]
+    for payload in waiting:
+        filters.process(payload, *filters.count(payload), 100)
+    real = model.Real(filters, waiting)
+    with patch.object(filters, "_judge") as judged:
+        result, removed = real.process(request(*spans(TRACE)), 100)
+    assert not judged.called
+    assert result.removed == {"excluded_url": 1, "send_receive": 1}
+    assert removed == {"excluded_url": 1, "send_receive": 1, "subtree": 2}
+    assert [names(payload) for payload in real.ring] == ["x"]
+    assert run(filters, span("late", "event"), now=160)[1] == {"subtree": 1}
+    assert run(filters, span("later", "deep"), now=160)[1] == {"subtree": 1}
+    assert run(filters, span("gone", "server"), now=161)[0] == "gone"
+
+
 def test_descendants_that_wait_are_taken_back() -> None:
     filters = made("/health")
     waiting = [

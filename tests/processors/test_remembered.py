@@ -1,6 +1,8 @@
 import contextlib
 import random
 import tracemalloc
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from relay.processors.remembered import (
     SECONDS,
     Listings,
     Remembered,
+    Window,
     names,
     parents,
 )
@@ -84,6 +87,104 @@ def test_the_default_bound_costs_about_what_is_said() -> None:
     assert size < 5 * 2**20
 
 
+class Spans:
+    """Deferred spans; ``asked``: what was answered."""
+
+    def __init__(self, *keys: bytes, below: bytes = b"") -> None:
+        self.keys = keys
+        self.below = below
+        self.ids = [key[16:] for key in keys]
+        self.asked: list[set[bytes]] = []
+
+    def condemned(self, known: Callable[[Iterable[bytes]], AbstractSet[bytes]]) -> set[bytes]:
+        self.asked.append(set() if self.below and not known([self.below]) else set(self.keys))
+        return self.asked[-1]
+
+
+def windows(payload: bytes = b"") -> list[Window]:
+    return list(parents(payload))
+
+
+def test_what_is_deferred_is_remembered_and_worked_out_when_asked_for() -> None:
+    seen = Remembered()
+    spans = Spans(key(1), key(2))
+    assert seen.defer(spans, windows(child_of(3)), 100)
+    assert len(seen) == 2
+    assert not seen.touches(child_of(3))
+    assert seen.may_be([key(3)[16:], key(2)[16:]])
+    assert seen.touches(child_of(2))
+    assert not spans.asked
+    assert seen.recent([key(2)[16:], key(3)[16:]], 100 + SECONDS) == {key(2)}
+    assert seen.recent([key(1)[16:]], 100.5 + SECONDS) == set()
+    assert spans.asked == [{key(1), key(2)}]
+    assert seen.touches(child_of(1))
+
+
+def test_what_was_deferred_knows_what_went_before_it_and_only_that() -> None:
+    seen = Remembered()
+    early, late, expired = (Spans(key(n), below=key(1)) for n in (2, 3, 4))
+    assert seen.defer(early, [], 0)
+    assert seen.defer(Spans(key(1)), [], 1)
+    assert seen.defer(late, [], 1 + SECONDS)
+    assert seen.defer(expired, [], 1.5 + SECONDS)
+    assert seen.ids == {key(1)[16:], key(3)[16:]}
+
+
+@pytest.mark.parametrize("number", [1, 7])
+def test_what_is_asked_for_at_once_is_not_deferred(number: int) -> None:
+    seen = Remembered()
+    seen.add({key(7)}, 0)
+    spans = Spans(key(1))
+    assert not seen.defer(spans, windows(child_of(number)), 0)
+    seen.add({key(1)}, 0)
+    assert seen.ids == {key(1)[16:], key(7)[16:]}
+    assert not spans.asked
+
+
+def test_what_is_deferred_expires_and_has_its_share_of_the_bound() -> None:
+    seen = Remembered(most=100)
+    seen.add({key(number) for number in range(60)}, 0)
+    assert not seen.defer(Spans(*(key(number) for number in range(26))), [], 0)
+    for number in range(100, 1000, 5):
+        spans = Spans(*(key(number + n) for n in range(5)))
+        assert seen.defer(spans, [], number / 1000)
+        assert 50 <= len(seen) <= 100
+        assert seen.may_be(spans.ids)
+    kept = len(seen)
+    assert not seen.may_be([key(number)[16:] for number in range(1000 - kept)])
+    assert seen.may_be([key(1000 - kept)[16:]])
+    seen.expire(50)
+    assert len(seen) == kept
+    seen.expire(1 + SECONDS)
+    assert len(seen) == 0
+    assert not seen.may_be([key(number)[16:] for number in range(1000)])
+
+
+def test_the_oldest_of_both_kinds_go_first() -> None:
+    seen = Remembered(most=100)
+    seen.defer(Spans(*(key(number) for number in range(20))), [], 0)
+    seen.add({key(number) for number in range(20, 60)}, 1)  # This works out the others.
+    for first in range(60, 100, 20):
+        seen.defer(Spans(*(key(number) for number in range(first, first + 20))), [], 2)
+    assert len(seen) == 100
+    seen.defer(Spans(key(100)), [], 3)
+    assert len(seen) == 50
+    assert {key(number)[16:] for number in range(60, 101)} < seen.ids
+
+
+def test_what_is_deferred_costs_no_more_than_what_is_not() -> None:
+    rng = random.Random(1)
+    tracemalloc.start()
+    try:
+        seen = Remembered()
+        for now in range(MOST * 2 // 100):
+            seen.defer(Spans(*(rng.randbytes(24) for _ in range(100))), [], now / 100)
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 5 * 2**20
+
+
 @pytest.mark.parametrize("size", [0, 100_000])
 @pytest.mark.parametrize("count", [1, 128, 129, 3000])
 def test_says_whether_a_payload_may_hold_a_child(size: int, count: int) -> None:
@@ -94,7 +195,9 @@ def test_says_whether_a_payload_may_hold_a_child(size: int, count: int) -> None:
     for _ in range(300 if size and count <= 128 else 2):
         assert not seen.touches(noise + child_of(count + 1) + noise)
     assert seen.touches(noise + child_of(count) + noise)
-    seen.add({key(count + 1)}, 0)
+    assert seen.touches(noise + child_of(count), lambda: windows(noise + child_of(count)))
+    assert seen.touches(noise + child_of(count), lambda: None)  # Too many to be listed.
+    assert seen.defer(Spans(key(count + 1)), [], 0)
     assert seen.touches(noise + child_of(count + 1) + noise)
 
 

@@ -7,9 +7,11 @@ from unittest.mock import patch
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from proto_stubs import TRACES
 from relay import wire
 from relay.processors import shapes
-from relay.processors.shapes import Shapes, expression
+from relay.processors.shapes import Shapes, outline
+from relay.processors.spans import sift
 from relay.wire import MalformedError
 
 
@@ -41,7 +43,15 @@ def framed(span: Span | bytes) -> tuple[bytes, int]:
 
 def shape_of(span: Span | bytes) -> tuple[re.Pattern[bytes], list[int]]:
     raw, body = framed(span)
-    return expression(raw, 0, body, len(raw))
+    found = outline(raw, 0, body, len(raw))
+    return re.compile(found.expression(), re.DOTALL), list(found.ids)
+
+
+def request(*spans: bytes) -> bytes:
+    """With one resource and one scope."""
+    scope = b"".join(spans)
+    entry = b"\x12" + wire.varint(len(scope)) + scope
+    return b"\x0a" + wire.varint(len(entry)) + entry
 
 
 def test_matches_what_differs_only_where_it_does_not_matter() -> None:
@@ -74,6 +84,18 @@ def test_the_kind_matters(kind: Span.SpanKind.ValueType) -> None:
     other = made()
     other.kind = kind
     assert not shape_of(made())[0].match(framed(other)[0])
+
+
+def test_groups_are_the_part_with_the_ids_and_the_span_id() -> None:
+    pattern, _ = shape_of(made(parent=b"parentid"))
+    match = pattern.match(framed(made(parent=b"p@rentid"))[0])
+    assert match
+    part = b'0123456789abcdef\x12\x08spanspan"\x08p@rentid'
+    assert match.groups() == (part, b"spanspan")
+    for incomplete in (Span(span_id=b"spanspan"), Span(trace_id=bytes(16)), Span(name="x")):
+        match = shape_of(incomplete)[0].match(framed(incomplete)[0])
+        assert match
+        assert match.groups() == ()
 
 
 def test_where_the_parent_stands() -> None:
@@ -112,9 +134,13 @@ def test_learns_after_some_of_one_size_and_no_more_than_its_bounds() -> None:
         known.learn(raw, 0, body, len(raw), 1)
     assert not known.by_size
     known.learn(raw, 0, body, len(raw), 1)
-    ((test, shape),) = known.by_size[len(raw)]
-    assert test(raw, 0)
-    assert shape.code == 1
+    (found,) = known.by_size[len(raw)]
+    assert found.test(raw, 0)
+    assert (found.size, found.spans) == (len(raw), 1)
+    assert [member.code for member in found.told.members] == [1]
+    for _ in range(200):  # What is known already is not learned again.
+        known.learn(raw, 0, body, len(raw), 1)
+    assert known.by_size[len(raw)] == [found]
     with patch.object(shapes, "_PAUSE", 1), patch.object(shapes, "_SEEN", 1):
         rng = random.Random(1)
         for _ in range(1000):
@@ -131,3 +157,72 @@ def test_waits_between_two_shapes() -> None:
         for _ in range(10):
             known.learn(raw, 0, body, len(raw), 1)
     assert 2 <= len(known.by_size) <= 4
+
+
+def taught(*spans: Span) -> Shapes:
+    """Shapes that know these spans, one by one."""
+    known = Shapes()
+    with patch.object(shapes, "_PAUSE", 0), patch.object(shapes, "_SEEN", 1):
+        for code, span in enumerate(spans, 1):
+            raw, body = framed(span)
+            known.learn(raw, 0, body, len(raw), code)
+    return known
+
+
+FIRST, SECOND, THIRD = (made(path=path, parent=b"parentid") for path in ("/a", "/bb", "/ccc"))
+
+
+def test_spans_that_often_stand_side_by_side_get_a_shape_in_common() -> None:
+    known = taught(FIRST, SECOND, THIRD)
+    one, two, three = (framed(span)[0] for span in (FIRST, SECOND, THIRD))
+    other = framed(made(path="/other"))[0]
+    payload = request(*(4 * [one, two, three, other]), one, other)
+    for _ in range(100):
+        known.join(payload)
+    longest = known.by_size[len(one)][0]
+    assert longest.size == len(one + two + three)
+    assert [member.code for member in longest.told.members] == [1, 2, 3]
+    result = sift(payload, known.by_size)
+    assert result
+    sifted, found = result
+    assert (sifted.spans, sifted.left) == (18, 5)
+    assert sum(len(shape.members) * len(each) for shape, each in found.items()) == 13
+    assert [groups[1::2] for groups in found[longest.told]] == 4 * [3 * (b"spanspan",)]
+
+
+def test_looks_more_and_more_seldom_for_what_is_not_there() -> None:
+    known = taught(FIRST)
+    payload = request(framed(FIRST)[0], framed(made(path="/other"))[0])
+    with patch.object(shapes, "sift", wraps=sift) as walks:
+        for _ in range(5000):
+            known.join(payload)
+    assert 5 < walks.call_count < 15
+
+
+def test_a_shape_has_so_many_members_at_most() -> None:
+    known = taught(FIRST)
+    payload = request(*(100 * [framed(FIRST)[0]]))
+    for _ in range(1000):
+        known.join(payload)
+    (same_size,) = known.by_size.values()
+    assert [each.spans for each in same_size] == sorted((e.spans for e in same_size), reverse=True)
+    assert same_size[0].spans == 8
+    result = sift(payload, known.by_size)
+    assert result
+    assert (result[0].spans, result[0].left) == (100, 0)
+
+
+def test_a_shape_does_not_reach_beyond_the_end_of_its_scope() -> None:
+    """What follows a scope entry begins with the tag that a span has, too."""
+    plain = Span(trace_id=bytes(16), span_id=bytes(8), name="may be a scope entry as well")
+    known = taught(FIRST, plain)
+    one, two = (framed(span)[0] for span in (FIRST, plain))
+    for _ in range(10):
+        known.join(request(*(4 * [one, two])))
+    assert known.by_size[len(one)][0].spans == 2
+    entry = b"\x12" + wire.varint(len(one)) + one + two
+    payload = b"\x0a" + wire.varint(len(entry)) + entry
+    result = sift(payload, known.by_size)
+    assert result
+    assert (result[0].spans, result[0].left) == (wire.count(payload, TRACES)[0], 1)
+    assert [shape.size for shape in result[1]] == [len(one)]

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from relay import wire
+from relay.processors.settled import Settled
+from relay.processors.shapes import Shape, outline
+from relay.processors.spans import sift
+
+TRACE = b"0123456789abcdef"
+SERVER, EVENT = 1, 3
+
+
+def framed(identity: bytes, parent: bytes = b"", name: str = "", trace: bytes = TRACE) -> bytes:
+    span = Span(trace_id=trace, span_id=identity, parent_span_id=parent, name=name)
+    raw = span.SerializeToString()
+    return b"\x12" + wire.varint(len(raw)) + raw
+
+
+def shape(span: bytes, code: int) -> Shape:
+    return Shape(((outline(span, 0, 2, len(span)), code),))
+
+
+def settled(*spans: tuple[bytes, int]) -> Settled:
+    """Of spans, each with its code."""
+    found: dict[Shape, list[tuple[bytes, ...]]] = {}
+    for span, code in spans:
+        made = shape(span, code)
+        match = made.match(span, 0)
+        assert match
+        found[made] = [match.groups()]
+    return Settled(found, frozenset((EVENT,)))
+
+
+def nothing(_: Iterable[bytes]) -> set[bytes]:
+    return set()
+
+
+def key(identity: bytes) -> bytes:
+    return TRACE + identity
+
+
+def test_knows_ids_keys_and_what_is_above_and_below() -> None:
+    spans = settled(
+        (framed(b"server__", b"outside_"), SERVER),
+        (framed(b"event___", b"server__"), EVENT),
+        (framed(b"noparent", name="x"), EVENT),
+    )
+    assert spans.removed == {SERVER: 1, EVENT: 2}
+    assert spans.ids == [b"server__", b"event___", b"noparent"]
+    assert spans.parent_ids() == [b"outside_", b"server__"]
+    assert spans.servers
+    assert spans.roots == {key(b"server__")}
+    assert spans.parents() == [key(b"outside_"), key(b"server__")]
+    assert spans.children({key(b"server__"), b"\1" * 24}) == {key(b"event___")}
+
+
+def test_of_several_in_one_shape_each_counts() -> None:
+    one, other = framed(b"server__"), framed(b"event___", b"server__")
+    both = Shape(
+        ((outline(one, 0, 2, len(one)), SERVER), (outline(other, 0, 2, len(other)), EVENT))
+    )
+    scope = 3 * (one + other)
+    entry = b"\x12" + wire.varint(len(scope)) + scope
+    payload = b"\x0a" + wire.varint(len(entry)) + entry
+    match = both.match(payload, payload.index(one))
+    assert match
+    spans = Settled({both: 3 * [match.groups()]}, frozenset((EVENT,)))
+    assert spans.removed == {SERVER: 3, EVENT: 3}
+    assert sorted(spans.ids) == 3 * [b"event___"] + 3 * [b"server__"]
+    assert spans.condemned(nothing) == {key(b"server__"), key(b"event___")}
+    assert sift(payload, {})  # It is a request.
+
+
+def test_condemns_servers_with_what_is_below_them_or_others() -> None:
+    spans = settled(
+        (framed(b"lowest__", b"low_____"), EVENT),
+        (framed(b"low_____", b"server__", name="1"), EVENT),
+        (framed(b"server__", name="22"), SERVER),
+        (framed(b"orphan__", b"earlier_", name="333"), EVENT),
+        (framed(b"other___", b"unknown_", name="4444"), EVENT),
+    )
+    below = {key(b"server__"), key(b"low_____"), key(b"lowest__")}
+    assert spans.condemned(nothing) == below
+    earlier = {key(b"earlier_")}
+    assert spans.condemned(earlier.intersection) == below | {key(b"orphan__")}
+    # To ask again, when it is remembered itself, changes nothing.
+    assert spans.condemned((earlier | below).intersection) == below | {key(b"orphan__")}
+
+
+def test_circles_end() -> None:
+    spans = settled(
+        (framed(b"one_____", b"two_____"), EVENT),
+        (framed(b"two_____", b"one_____", name="x"), SERVER),
+    )
+    assert spans.condemned(nothing) == {key(b"one_____"), key(b"two_____")}
+
+
+def test_ids_that_name_no_span_condemn_nothing() -> None:
+    spans = settled(
+        (framed(bytes(8)), SERVER),
+        (framed(b"child___", bytes(8)), EVENT),
+        (framed(b"", b"child___", name="no id"), SERVER),
+    )
+    assert spans.removed == {SERVER: 2, EVENT: 1}
+    assert spans.condemned(nothing) == set()
+    assert not settled((framed(b"", name="no id"), SERVER)).servers
