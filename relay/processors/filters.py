@@ -79,8 +79,8 @@ _FACTS: Final = 1 << 18
 """So many facts of spans, or candidates for parent ids, are kept at most while a request is worked
 on; one of 16 MiB has some 36,000 ordinary spans."""
 _SIFTED: Final = 1 << 20
-"""Bytes of the largest request whose spans are tested for their looks: the offsets of all spans are
-kept meanwhile, and they may be very small."""
+"""Bytes of the largest request whose spans are tested for their looks: where what they match begins
+and ends is kept meanwhile, and they may be very small."""
 _MANY_PARENTS: Final = 1024
 """So many more candidates for a parent id than four a span are too many."""
 
@@ -438,7 +438,7 @@ class SpanFilter:
         if self._inclusions:
             reason = _NOT_INCLUDED
             stay = {number for number, _ in included}
-            if included and (rejected or self._remembered.ids):
+            if included and (rejected or len(self._remembered)):
                 below, _ = request.below({key for _, key in included} - {b""}, frozenset())
                 stay = below.keys() | stay
         roots: set[bytes] = set()

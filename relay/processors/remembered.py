@@ -204,6 +204,10 @@ class Deferred(Protocol):
     def ids(self) -> Sequence[bytes]:
         """The span ids of all of them."""
 
+    @property
+    def weight(self) -> int:
+        """What they take in memory, where a span that is worked out takes 1."""
+
     def condemned(self, known: Callable[[Iterable[bytes]], AbstractSet[bytes]]) -> set[bytes]:
         """The keys of those that do. ``known``: which of these keys are remembered."""
 
@@ -223,6 +227,7 @@ class Remembered:
         # What is deferred is younger than all of those; the span ids of all of it.
         self._deferred: list[tuple[Deferred, float]] = []
         self._suspects: set[bytes] = set()
+        self._weight = 0
         self._swept = float("-inf")
         self._search: Search | None = None
         self._listed = 0
@@ -273,15 +278,17 @@ class Remembered:
         """Remember spans that were filtered at ``now``, if none of them is asked for at once.
 
         ``windows``: what may be parent ids in the request that they are from. False: one of these
-        is remembered, or there are too many spans; then they are to be worked out and added.
+        is the id of a remembered span, or of one of ``spans``, or there are too many of those;
+        then what they condemn is to be worked out, and added, by the caller.
         """
-        ids = spans.ids
-        if len(ids) > self._most // 4:
+        if spans.weight > self._most // 4:
             return False
-        self._suspects.update(ids)
+        # If one is asked for, these ids stand for nothing until the caller adds what it finds.
+        self._suspects.update(spans.ids)
         if any(self.may_be(window.ids) for window in windows):
             return False
         self._deferred.append((spans, now))
+        self._weight += spans.weight
         self._changed()
         return True
 
@@ -294,7 +301,8 @@ class Remembered:
     def _work_out(self) -> None:
         """Add what was deferred, in the order in which it was filtered."""
         if self._suspects:
-            deferred, self._deferred, self._suspects = self._deferred, [], set()
+            deferred = self._deferred
+            self._defer_only([])
             for spans, now in deferred:
                 self.add(spans.condemned(partial(self.of, now=now)), now)
 
@@ -311,16 +319,15 @@ class Remembered:
 
     def _changed(self) -> None:
         self._search, self._listed = None, 0
-        if len(self) <= self._most:
+        if len(self._since) + self._weight <= self._most:
             return
         # Half at once: each look through all of them makes room for many. The oldest go.
         half = self._most // 2
-        worked_out = max(half - len(self._suspects), 0)
+        worked_out = max(half - self._weight, 0)
         self._keep(list(self._since)[max(len(self._since) - worked_out, 0) :])
-        left = sum(len(spans.ids) for spans, _ in self._deferred)
-        number = 0
+        left, number = self._weight, 0
         while left > half:
-            left -= len(self._deferred[number][0].ids)
+            left -= self._deferred[number][0].weight
             number += 1
         if number:
             self._defer_only(self._deferred[number:])
@@ -328,6 +335,7 @@ class Remembered:
     def _defer_only(self, deferred: list[tuple[Deferred, float]]) -> None:
         self._deferred = deferred
         self._suspects = set().union(*(spans.ids for spans, _ in deferred))
+        self._weight = sum(spans.weight for spans, _ in deferred)
 
     def _note(self, key: bytes) -> None:
         other = self._keys.setdefault(key[TRACE:], key)

@@ -6,7 +6,8 @@ server spans among them, is worked out when somebody asks; mostly nobody does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 
@@ -14,6 +15,11 @@ from relay.processors.remembered import NO_ID, TRACE
 from relay.processors.shapes import Member, Shape, Take
 
 __all__ = ["Settled"]
+
+_WEIGHT = 4
+"""What all of it takes beside the spans; a span that is worked out takes some 300 bytes."""
+_PART = 128
+"""Bytes of a span's part with the ids; usually that has 46."""
 
 
 class Settled:
@@ -31,6 +37,8 @@ class Settled:
         """Their span ids."""
         self.servers = False
         """Whether there are server spans among them that have ids."""
+        self.weight = _WEIGHT
+        """What they take in memory, where a remembered span that is worked out takes 1."""
         self._others = others
         # By member of a shape the part of each such span in which its ids are.
         self._parts: list[tuple[Member, tuple[bytes, ...]]] = []
@@ -39,7 +47,9 @@ class Settled:
             for member in shape.members:
                 self.removed[member.code] = self.removed.get(member.code, 0) + len(matches)
                 if member.span_id is not None:
-                    self._parts.append((member, next(groups)))
+                    parts = next(groups)
+                    self._parts.append((member, parts))
+                    self.weight += len(parts) * (1 + len(parts[0]) // _PART)
                     self.ids += next(groups)
                     self.servers = self.servers or member.code not in others
 
@@ -61,21 +71,26 @@ class Settled:
         return {key for key in found if key[TRACE:] != NO_ID}
 
     @cached_property
-    def _pairs(self) -> list[tuple[bytes, bytes]]:
-        """Of each that has a parent the key of that, and its own."""
-        found: list[tuple[bytes, bytes]] = []
+    def _below(self) -> dict[bytes, list[bytes]]:
+        """By the key of a span the keys of those directly below it."""
+        found: defaultdict[bytes, list[bytes]] = defaultdict(list)
         for member, parts in self._parts:
-            above = _keys(parts, member.trace_id, member.parent_id)
-            found += zip(above, _keys(parts, member.trace_id, member.span_id), strict=False)
-        return [(above, key) for above, key in found if key[TRACE:] != NO_ID]
+            if member.parent_id is not None:
+                keys = _keys(parts, member.trace_id, member.span_id)
+                above = _keys(parts, member.trace_id, member.parent_id)
+                for parent, key in zip(above, keys, strict=True):
+                    if key[TRACE:] != NO_ID:
+                        found[parent].append(key)
+        return dict(found)
 
-    def parents(self) -> list[bytes]:
+    def parents(self) -> Collection[bytes]:
         """The keys of the spans directly above them."""
-        return [above for above, _ in self._pairs]
+        return self._below.keys()
 
     def children(self, keys: AbstractSet[bytes]) -> set[bytes]:
         """The keys of those whose parent is one of ``keys``."""
-        return {key for above, key in self._pairs if above in keys}
+        below = self._below
+        return {key for above in keys if above in below for key in below[above]}
 
     def condemned(self, known: Callable[[Iterable[bytes]], AbstractSet[bytes]]) -> set[bytes]:
         """The keys of the server spans, and of what is below these or below others that went.

@@ -39,13 +39,17 @@ __all__ = ["Member", "Outline", "Shape", "Shapes", "Take", "outline"]
 _MOST: Final = 64
 """Shapes kept."""
 _LARGEST: Final = 2048
-"""Bytes of the largest span that gets a shape."""
+"""Bytes of what gets a shape at most."""
 _SEEN: Final = 4
 """Filtered spans of one size, before one of them gives a shape; and pairs, before they do."""
 _PAUSE: Final = 100
 """Filtered spans read between two shapes."""
 _MEMBERS: Final = 8
 """Spans in a shape at most."""
+_JOINT: Final = 16
+"""Shapes of several spans kept."""
+_TRIED: Final = 4
+"""Shapes tried at a span, before none of several spans is added."""
 _LOOK: Final = 8
 _LOOK_SELDOM: Final = 1024
 """Requests between two looks for spans that are found side by side; more and more if none are."""
@@ -126,6 +130,7 @@ class Shape:
         self.outlines = outlines
         self.size = sum(len(each.span) for each, _ in outlines)
         """In bytes."""
+        self.first_size = len(outlines[0][0].span)
         self.members: list[Member] = []
         for each, code in outlines:
             first, behind = each.part
@@ -186,7 +191,7 @@ class Shapes:
     def __init__(self) -> None:
         self.by_size: dict[int, list[Known[Shape]]] = {}
         """By the size of the first span, tag and length included; the longest shapes first."""
-        self._count = 0
+        self._count = self._joint = 0
         self._filtered: Counter[int] = Counter()
         self._pause = 0
         self._looks = self._until_look = _LOOK
@@ -217,13 +222,13 @@ class Shapes:
         if self._until_look > 0:
             return
         self._looks = min(2 * self._looks, _LOOK_SELDOM)
-        found: list[tuple[int, Shape]] = []
+        found: dict[int, Shape] = {}
 
         def noting(known: Known[Shape]) -> Known[Shape]:
             def test(buf: bytes, pos: int) -> re.Match[bytes] | None:
                 match = known.test(buf, pos)
                 if match:
-                    found.append((pos, known.told))
+                    found[pos] = known.told
                 return match
 
             return known._replace(test=test)
@@ -231,21 +236,41 @@ class Shapes:
         sift(buf, {size: list(map(noting, known)) for size, known in self.by_size.items()})
         pairs = Counter(
             (one, other)
-            for (pos, one), (following, other) in pairwise(found)
-            if pos + one.size == following and len(one.members) + len(other.members) <= _MEMBERS
+            for (pos, one), (following, other) in pairwise(found.items())
+            if pos + one.size == following and self._may_join(one, other)
         )
         for (one, other), times in pairs.most_common(1):
             if times >= _SEEN:
-                self._looks = _LOOK
+                if self._joint < _JOINT:
+                    self._looks = _LOOK
+                else:
+                    # Ever other ones: they are in no order that lasts.
+                    self._keep_single()
+                self._joint += 1
                 self._add(Shape(one.outlines + other.outlines))
         self._until_look = self._looks
+
+    def _may_join(self, one: Shape, other: Shape) -> bool:
+        outlines = one.outlines + other.outlines
+        known = self.by_size.get(one.first_size, ())
+        return (
+            len(outlines) <= _MEMBERS
+            and one.size + other.size <= _LARGEST
+            and len(known) < _TRIED
+            and all(each.told.outlines != outlines for each in known)
+        )
+
+    def _keep_single(self) -> None:
+        self._joint = 0
+        for size, known in self.by_size.items():
+            self.by_size[size] = [each for each in known if each.spans == 1]
+        self._count = sum(map(len, self.by_size.values()))
 
     def _add(self, shape: Shape) -> None:
         if self._count >= _MOST:
             self.by_size.clear()
-            self._count = 0
-            self._looks = self._until_look = _LOOK
+            self._count = self._joint = 0
         self._count += 1
-        known = self.by_size.setdefault(len(shape.outlines[0][0].span), [])
+        known = self.by_size.setdefault(shape.first_size, [])
         known.append(Known(shape.match, shape, shape.size, len(shape.members)))
         known.sort(key=lambda each: -each.size)

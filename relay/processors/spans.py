@@ -103,6 +103,8 @@ KEY_SIZES: Final = frozenset(len(key) for key in DECIDING_KEYS)
 _GONE: Final = re.compile(rb"[^\x00]+")
 """A run of marked spans."""
 
+_SHORT: Final = 256
+"""Bytes that are copied at once; of more a view is taken, which has about so many itself."""
 _MANY: Final = 1 << 17
 """From this many spans on, offsets are kept in arrays (4 bytes each), not in lists (40)."""
 
@@ -398,7 +400,7 @@ def layout(buf: bytes, units: int) -> Layout:
 
 K = TypeVar("K")
 
-_Part = tuple[int, int, int, list[int] | None]
+_Part = tuple[int, int, int, Sequence[int] | None]
 """A scope entry out of which something is cut: offsets of its tag, its message, and behind it; then
 where what stays of the message begins and ends, in turn. None: the whole entry goes."""
 _Cut = tuple[int, int, int, list[_Part] | None]
@@ -533,7 +535,10 @@ def cut(buf: bytes, cuts: Sequence[_Cut]) -> bytes:
             pos = ss_end
             missing += ss_end - ss_tag
             if edges is not None:
-                pieces = [view[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+                pieces = [
+                    buf[a:b] if b - a < _SHORT else view[a:b]
+                    for a, b in zip(edges[::2], edges[1::2], strict=True)
+                ]
                 size = sum(map(len, pieces))
                 ss_head = _SCOPES_TAG + wire.varint(size)
                 out.append(ss_head)
@@ -617,14 +622,14 @@ def _part(
     if not gone.count(0, first, last):
         return ss_tag, ss_start, ss_end, None
     starts, ends = where.starts, where.ends
-    edges = [ss_start]
+    edges = array("I", (ss_start,))
     for run in _GONE.finditer(gone, first, last):
         one, behind = run.span()
         if starts[one + 1 : behind] == ends[one : behind - 1]:
             # Side by side: all at once.
-            edges += (starts[one], ends[behind - 1])
+            edges.extend((starts[one], ends[behind - 1]))
         else:
             for start, end in zip(starts[one:behind], ends[one:behind], strict=True):
-                edges += (start, end)
+                edges.extend((start, end))
     edges.append(ss_end)
     return ss_tag, ss_start, ss_end, edges

@@ -559,7 +559,7 @@ def tuned(rng: random.Random) -> Iterator[None]:
         patch.object(remembered, "_SMALL", rng.choice((0, 0, 8192))),
         patch.object(remembered, "_WORTH", 0),
         patch.object(remembered, "_COMPILED", rng.choice((3, 128))),
-        patch.object(remembered, "_WINDOW", rng.choice((32, 300, 16384))),
+        patch.object(remembered, "_WINDOW", rng.choice((32, 300, 65536))),
         patch.object(filters, "_ROUNDS", rng.choice((0, 1, 8))),
         patch.object(shapes, "_SEEN", 0),
         patch.object(shapes, "_PAUSE", 0),

@@ -94,6 +94,7 @@ class Spans:
         self.keys = keys
         self.below = below
         self.ids = [key[16:] for key in keys]
+        self.weight = len(keys)
         self.asked: list[set[bytes]] = []
 
     def condemned(self, known: Callable[[Iterable[bytes]], AbstractSet[bytes]]) -> set[bytes]:
@@ -170,6 +171,17 @@ def test_the_oldest_of_both_kinds_go_first() -> None:
     seen.defer(Spans(key(100)), [], 3)
     assert len(seen) == 50
     assert {key(number)[16:] for number in range(60, 101)} < seen.ids
+
+
+def test_the_same_again_and_again_does_not_grow() -> None:
+    seen = Remembered(most=100)
+    for number in range(2000):
+        assert seen.defer(Spans(key(1), key(2)), [], number / 1000)
+        assert len(seen._deferred) <= 50
+    assert seen.ids == {key(1)[16:], key(2)[16:]}
+    heavy = Spans(key(3))
+    heavy.weight = 26
+    assert not seen.defer(heavy, [], 3)
 
 
 def test_what_is_deferred_costs_no_more_than_what_is_not() -> None:

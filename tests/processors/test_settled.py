@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import random
+import tracemalloc
 from collections.abc import Iterable
 
+import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from relay import wire
+from relay.processors.remembered import MOST, Remembered
 from relay.processors.settled import Settled
 from relay.processors.shapes import Shape, outline
 from relay.processors.spans import sift
@@ -53,7 +57,7 @@ def test_knows_ids_keys_and_what_is_above_and_below() -> None:
     assert spans.parent_ids() == [b"outside_", b"server__"]
     assert spans.servers
     assert spans.roots == {key(b"server__")}
-    assert spans.parents() == [key(b"outside_"), key(b"server__")]
+    assert set(spans.parents()) == {key(b"outside_"), key(b"server__")}
     assert spans.children({key(b"server__"), b"\1" * 24}) == {key(b"event___")}
 
 
@@ -107,3 +111,40 @@ def test_ids_that_name_no_span_condemn_nothing() -> None:
     assert spans.removed == {SERVER: 2, EVENT: 1}
     assert spans.condemned(nothing) == set()
     assert not settled((framed(b"", name="no id"), SERVER)).servers
+
+
+def test_a_long_line_of_descendants_goes_as_a_whole() -> None:
+    names = [number.to_bytes(8) for number in range(1, 3000)]
+    server, below = shape(framed(names[0]), SERVER), shape(framed(names[1], names[0]), EVENT)
+    found: dict[Shape, list[tuple[bytes, ...]]] = {server: [], below: []}
+    for above, name in zip([b"", *names], names, strict=False):
+        made = below if above else server
+        match = made.match(framed(name, above), 0)
+        assert match
+        found[made].append(match.groups())
+    assert Settled(found, frozenset((EVENT,))).condemned(nothing) == set(map(key, names))
+
+
+@pytest.mark.parametrize("spans", [1, 10, 100])
+@pytest.mark.parametrize("state", ["", "x" * 300])
+def test_what_is_remembered_costs_about_what_is_said(spans: int, state: str) -> None:
+    span = Span(trace_id=TRACE, span_id=b"server__", parent_span_id=b"parentid", trace_state=state)
+    raw = span.SerializeToString()
+    one = b"\x12" + wire.varint(len(raw)) + raw
+    made = Shape(((outline(one, 0, len(one) - len(raw), len(one)), SERVER),))
+    rng = random.Random(1)
+    tracemalloc.start()
+    try:
+        seen = Remembered()
+        for now in range(2 * MOST // spans):
+            matches = []
+            for _ in range(spans):
+                match = made.match(one.replace(b"server__", rng.randbytes(8)), 0)
+                assert match
+                matches.append(match.groups())
+            assert seen.defer(Settled({made: matches}, frozenset((EVENT,))), [], now / 1000)
+            del matches
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 5 * 2**20

@@ -202,6 +202,7 @@ def test_looks_more_and_more_seldom_for_what_is_not_there() -> None:
 def test_a_shape_has_so_many_members_at_most() -> None:
     known = taught(FIRST)
     payload = request(*(100 * [framed(FIRST)[0]]))
+    assert 8 * len(framed(FIRST)[0]) < 2048
     for _ in range(1000):
         known.join(payload)
     (same_size,) = known.by_size.values()
@@ -226,3 +227,40 @@ def test_a_shape_does_not_reach_beyond_the_end_of_its_scope() -> None:
     assert result
     assert (result[0].spans, result[0].left) == (wire.count(payload, TRACES)[0], 1)
     assert [shape.size for shape in result[1]] == [len(one)]
+
+
+def test_shapes_in_common_are_few_and_small() -> None:
+    """Spans in ever other orders: what is learned one by one stays."""
+    kinds = [made(path="/" + "x" * size, parent=b"parentid") for size in range(1, 12)]
+    known = taught(*kinds)
+    single = {size: each for size, (each,) in known.by_size.items()}
+    large = framed(made(path="/" + "y" * 1500))[0]
+    raws = [framed(kind)[0] for kind in kinds]
+    rng = random.Random(1)
+    joint = []
+    with patch.object(shapes, "_LOOK", 1), patch.object(shapes, "_LOOK_SELDOM", 1):
+        known._until_look = 1
+        for _ in range(300):
+            rng.shuffle(raws)
+            known.join(request(*(4 * raws[: rng.randrange(2, 12)]), large, large))
+            several = [e for found in known.by_size.values() for e in found if e.spans > 1]
+            joint.append(len(several))
+            assert all(e.size <= 2048 for e in several)
+            assert max(map(len, known.by_size.values())) <= 4
+    assert max(joint) == 16
+    assert min(joint[20:]) < 16
+    assert {size: found[-1] for size, found in known.by_size.items()} == single
+
+
+def test_no_shape_is_made_twice_for_what_reaches_beyond_its_scope() -> None:
+    plain = Span(trace_id=bytes(16), span_id=bytes(8), name="may be a scope entry as well")
+    known = taught(FIRST, plain)
+    one, two = (framed(span)[0] for span in (FIRST, plain))
+    entry = 8 * (b"\x12" + wire.varint(len(one)) + one + two)
+    payload = b"\x0a" + wire.varint(len(entry)) + entry
+    for _ in range(100):
+        known.join(request(*(4 * [one, two])))
+        known.join(payload)
+    assert [each.spans for each in known.by_size[len(one)]] == sorted(
+        {each.spans for each in known.by_size[len(one)]}, reverse=True
+    )
