@@ -69,9 +69,10 @@ CONFINED: dict[str, frozenset[str]] = {
     "prometheus_client": frozenset({"telemetry", "admin", "commands.demo"}),
     "re2": frozenset({"processors.search", "processors.patterns"}),
     "uvloop": frozenset({"commands", "commands.run", "commands.sink", "commands.demo"}),
-    # The forwarding path uses no message classes, and only inspect, which looks for what is at
-    # fault after a refusal, loads them in the daemon; sink prints what it got.
-    "google": frozenset({"inspect", "sink.messages"}),
+    # The forwarding path uses no message classes of OTLP, and only inspect, which looks for what is
+    # at fault after a refusal, loads them in the daemon; sink prints what it got. parents has a
+    # definition of its own, with nothing in it but parent ids.
+    "google": frozenset({"inspect", "processors.parents", "sink.messages"}),
     "opentelemetry": frozenset({"inspect", "sink.messages", "commands.demo"}),
 }  # fmt: skip
 

@@ -22,25 +22,16 @@ Source: contract section 6.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property, partial
 from typing import Final, NamedTuple
 
 from proto_stubs import TRACES
 from relay import wire
-from relay.processors import NOTHING, Result
+from relay.processors import NOTHING, Result, parents
 from relay.processors.patterns import UrlRules
-from relay.processors.remembered import (
-    KEY,
-    MOST,
-    NO_ID,
-    TRACE,
-    Listings,
-    Remembered,
-    Window,
-    parents,
-)
+from relay.processors.remembered import KEY, MOST, NO_ID, TRACE, Listings, Remembered
 from relay.processors.search import Needles, Search
 from relay.processors.settled import Settled
 from relay.processors.shapes import Shape, Shapes
@@ -108,7 +99,9 @@ class _Request:
         self.payload = payload
         self.units = units
         self._facts: dict[int, SpanFacts | None] = {}
-        self._windows: list[Window] | None = None
+        self._most_parents = min(4 * units + _MANY_PARENTS, _FACTS)
+        self._listed: Sequence[Collection[bytes]] | None = None
+        self._windows: list[parents.Window] | None = None
         self._children: dict[bytes, list[int]] | None = None
         self._rounds = 0
 
@@ -151,7 +144,7 @@ class _Request:
     def children(self, keys: AbstractSet[bytes]) -> Iterator[tuple[int, SpanFacts]]:
         """The spans whose parent is one of ``keys``."""
         self._rounds += 1
-        windows = self.windows() if self._rounds <= _ROUNDS else None
+        windows = self._where_named() if self._rounds <= _ROUNDS else None
         if windows is None:
             by_parent = self._read_all()
             for key in keys:
@@ -171,34 +164,28 @@ class _Request:
 
     def named(self, ids: AbstractSet[bytes]) -> set[bytes]:
         """Those of ``ids`` that may be the parent span id of a span."""
-        windows = self.windows()
-        if windows is None:
+        listed = self.listing()
+        if listed is None:
             return {key[TRACE:] for key in self._read_all()} & ids
-        found: set[bytes] = set()
-        for window in windows:
-            if not ids.isdisjoint(window.ids):
-                found.update(each for each in window.ids if each in ids)
-        return found
+        return {one for each in listed if not ids.isdisjoint(each) for one in each if one in ids}
 
     @property
-    def listed(self) -> list[Window] | None:
+    def listed(self) -> Sequence[Collection[bytes]] | None:
         """What may be parent ids, as far as that was asked for."""
-        return self._windows
+        return self._listed
 
-    def windows(self) -> list[Window] | None:
+    def listing(self) -> Sequence[Collection[bytes]] | None:
         """What may be parent ids; None when reading all spans is the better way."""
-        if self._windows is None and self._children is None:
-            windows = []
-            room = min(4 * self.units + _MANY_PARENTS, _FACTS)
-            for window in parents(self.payload):
-                windows.append(window)
-                room -= len(window.ids)
-                if room < 0:
-                    break
-            if room < 0:
+        if self._listed is None and self._children is None:
+            self._listed = parents.ids(self.payload, self._most_parents)
+            if self._listed is None:
                 self._read_all()
-            else:
-                self._windows = windows
+        return self._listed
+
+    def _where_named(self) -> list[parents.Window] | None:
+        """Where what may be parent ids stands; None when reading all spans is the better way."""
+        if self._windows is None and self._children is None:
+            self._windows = parents.windows(self.payload, self._most_parents)
         return self._windows
 
     def _read_all(self) -> dict[bytes, list[int]]:
@@ -329,10 +316,10 @@ class SpanFilter:
             settled.servers or (len(remembered) > 0 and remembered.may_be(settled.parent_ids()))
         )
         if settled is not None and condemns:
-            windows = request.windows()
-            exactly = windows is None or not remembered.defer(settled, windows, now)
+            listed = request.listing()
+            exactly = listed is None or not remembered.defer(settled, listed, now)
         else:
-            exactly = remembered.touches(request.payload, request.windows)
+            exactly = remembered.touches(request.payload, request.listing)
         if exactly:
             return self._process(request, settled, now, None, None)
         if settled is not None and condemns:
@@ -364,7 +351,7 @@ class SpanFilter:
         # Those that are settled stand no longer in the payload, but may be below others.
         above = roots | remembered.of(settled.parents(), now) if settled else roots
         condemned = roots
-        if above or remembered.touches(request.payload, request.windows):
+        if above or remembered.touches(request.payload, request.listing):
             if remembered.ids and (named := request.named(remembered.ids)):
                 above = above | remembered.recent(named, now)
             below, keys = request.below(above, stay, settled)

@@ -9,14 +9,14 @@ Source: contract section 6 ("those that arrive within 60 s, over a bounded memor
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Sequence
+from collections.abc import Callable, Collection, Iterable, KeysView, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from operator import itemgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
-from relay.processors.search import SMALL, Search, compiled, literal
+from relay.processors import parents
+from relay.processors.search import Search, compiled, literal
 
 __all__ = [
     "KEY",
@@ -29,8 +29,6 @@ __all__ = [
     "Deferred",
     "Listings",
     "Remembered",
-    "names",
-    "parents",
 ]
 
 SECONDS: Final = 60.0
@@ -63,62 +61,7 @@ _COMPILED: Final = 128
 _WORTH: Final = 24_000
 """Bytes listed per id that pay for compiling (5 to 12 us an id, 0.5 ns a byte)."""
 
-# parent_span_id: field 4, length-delimited, of eight bytes. Looking ahead, so that one occurrence
-# cannot hide the next. Tag and length may be written overlong, which nobody does: such a tag is
-# looked for in a search of its own, as the usual one begins with a byte that is rare.
-_LENGTH: Final = rb"(?:\x08|\x88\x80{0,3}\x00)"
-_HEAD: Final = rb"\x22" + _LENGTH
-_OVERLONG_HEAD: Final = rb"\xa2\x80{0,3}\x00" + _LENGTH
-_ID: Final = rb"(?=(.{8}))"
-_PARENT: Final = re.compile(_HEAD + _ID, re.DOTALL)
-_OVERLONG: Final = re.compile(_OVERLONG_HEAD + _ID, re.DOTALL)
-_overlong_in_large: Final = compiled(_OVERLONG_HEAD)
-_WINDOW: Final = 64 * 1024
-_BEHIND: Final = 18
-"""As many bytes as tag, length and id can take behind the first."""
-
-
 _span_id: Final = itemgetter(slice(TRACE, None))
-
-
-class Window(NamedTuple):
-    """A part of a payload, and the ids that begin in it and may be parent span ids."""
-
-    form: re.Pattern[bytes]
-    start: int
-    stop: int
-    ids: list[bytes]
-
-    def positions(self, payload: bytes, ids: AbstractSet[bytes]) -> list[int]:
-        """Where one of ``ids`` may be a parent span id."""
-        found = self.form.finditer(payload, self.start, self.stop)
-        return [match.start() for match in found if match[1] in ids]
-
-
-def parents(payload: bytes) -> Iterator[Window]:
-    """What may be parent span ids; all of eight bytes are among them.
-
-    Those that stand where two windows overlap come twice.
-    """
-    size = len(payload)
-    forms = (_PARENT, _OVERLONG) if _overlong(payload) else (_PARENT,)
-    for form in forms:
-        for start in range(0, size, _WINDOW):
-            stop = min(start + _WINDOW + _BEHIND, size)
-            found = form.findall(payload, start, stop)
-            if found:
-                yield Window(form, start, stop, found)
-
-
-def _overlong(payload: bytes) -> bool:
-    """Whether an overlong tag of a parent span id may stand in the payload."""
-    search = _OVERLONG.search if len(payload) < SMALL else _overlong_in_large
-    return search(payload, 0) is not None
-
-
-def names(payload: bytes, ids: AbstractSet[bytes]) -> bool:
-    """Whether a span in the payload may have one of ``ids`` as parent. Never wrongly no."""
-    return not all(ids.isdisjoint(window.ids) for window in parents(payload))
 
 
 class Listings:
@@ -139,13 +82,12 @@ class Listings:
         self._whole = True
         """Whether everything that waits is in these."""
 
-    def note(self, payload: bytes, windows: Iterable[Window] | None = None) -> None:
-        """A payload is let through. ``windows``: what was listed in it, or in a larger one."""
+    def note(self, payload: bytes, listed: Iterable[Collection[bytes]] | None = None) -> None:
+        """A payload is let through. ``listed``: what was listed in it, or in a larger one."""
         if not self._whole or not payload:
             return
-        if windows is not None:
-            for window in windows:
-                self._ids.update(window.ids)
+        if listed is not None:
+            self._ids.update(*listed)
         else:
             self._unlisted.append(payload)
             self._room -= len(payload) + _ENTRY
@@ -175,7 +117,7 @@ class Listings:
         found = not self._ids.isdisjoint(ids)
         if not found and self._dense:
             wanted = set(ids)
-            found = any(names(each, wanted) for each in self._dense)
+            found = any(parents.named(each, wanted) for each in self._dense)
         if found or self._dense:
             # What was found may have left long ago, and what is not listed must not be held on
             # to: the next look will be at what waits then.
@@ -185,16 +127,12 @@ class Listings:
         return found
 
     def _list(self, payload: bytes) -> None:
-        room = len(payload) // 64 + _FEW_IDS
-        lists = []
-        for window in parents(payload):
-            lists.append(window.ids)
-            room -= len(window.ids)
-            if room < 0:
-                # Far more than it has spans: not worth the memory.
-                self._dense.append(payload)
-                return
-        self._ids.update(*lists)
+        listed = parents.ids(payload, len(payload) // 64 + _FEW_IDS)
+        if listed is None:
+            # Far more than it has spans: not worth the memory.
+            self._dense.append(payload)
+        else:
+            self._ids.update(*listed)
 
 
 class Deferred(Protocol):
@@ -212,11 +150,22 @@ class Deferred(Protocol):
         """The keys of those that do. ``known``: which of these keys are remembered."""
 
 
+class _Generation:
+    """Deferred spans, and the span ids of all of them."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[Deferred, float]] = []
+        """In order of time, with it."""
+        self.ids: set[bytes] = set()
+        self.weight = 0
+
+
 class Remembered:
     """Filtered spans, by trace id and span id. ``now``: monotonic seconds, never decreasing.
 
     Most are never asked for. So what was filtered for its looks is kept as it was found, with the
-    span ids alone in a set, until one of these ids turns up as a parent.
+    span ids alone in a set, until one of these ids turns up as a parent. There are two such sets,
+    so that to forget the older half is to drop one.
     """
 
     def __init__(self, most: int = MOST) -> None:
@@ -224,16 +173,15 @@ class Remembered:
         self._since: dict[bytes, float] = {}
         # By span id the key, or where traces share span ids all keys.
         self._keys: dict[bytes, bytes | set[bytes]] = {}
-        # What is deferred is younger than all of those; the span ids of all of it.
-        self._deferred: list[tuple[Deferred, float]] = []
-        self._suspects: set[bytes] = set()
-        self._weight = 0
+        # What is deferred is younger than all of those.
+        self._old = _Generation()
+        self._young = _Generation()
         self._swept = float("-inf")
         self._search: Search | None = None
         self._listed = 0
 
     def __len__(self) -> int:
-        return len(self._since) + len(self._suspects)
+        return len(self._since) + len(self._old.ids) + len(self._young.ids)
 
     @property
     def ids(self) -> KeysView[bytes]:
@@ -274,35 +222,39 @@ class Remembered:
                 self._note(key)
         self._changed()
 
-    def defer(self, spans: Deferred, windows: Iterable[Window], now: float) -> bool:
+    def defer(self, spans: Deferred, listed: Iterable[Collection[bytes]], now: float) -> bool:
         """Remember spans that were filtered at ``now``, if none of them is asked for at once.
 
-        ``windows``: what may be parent ids in the request that they are from. False: one of these
+        ``listed``: what may be parent ids in the request that they are from. False: one of these
         is the id of a remembered span, or of one of ``spans``, or there are too many of those;
         then what they condemn is to be worked out, and added, by the caller.
         """
         if spans.weight > self._most // 4:
             return False
+        if self._young.weight + spans.weight > self._most // 2:
+            self._old, self._young = self._young, _Generation()
         # If one is asked for, these ids stand for nothing until the caller adds what it finds.
-        self._suspects.update(spans.ids)
-        if any(self.may_be(window.ids) for window in windows):
+        self._young.ids.update(spans.ids)
+        if any(map(self.may_be, listed)):
             return False
-        self._deferred.append((spans, now))
-        self._weight += spans.weight
+        self._young.spans.append((spans, now))
+        self._young.weight += spans.weight
         self._changed()
         return True
 
-    def may_be(self, ids: Iterable[bytes]) -> bool:
+    def may_be(self, ids: Collection[bytes]) -> bool:
         """Whether one of these may be the span id of a remembered span. Never wrongly no."""
         return not (
-            self._suspects.isdisjoint(ids) and (not self._keys or self._keys.keys().isdisjoint(ids))
+            self._young.ids.isdisjoint(ids)
+            and (not self._old.ids or self._old.ids.isdisjoint(ids))
+            and (not self._keys or self._keys.keys().isdisjoint(ids))
         )
 
     def _work_out(self) -> None:
         """Add what was deferred, in the order in which it was filtered."""
-        if self._suspects:
-            deferred = self._deferred
-            self._defer_only([])
+        if self._young.ids or self._old.ids:
+            deferred = self._old.spans + self._young.spans
+            self._old, self._young = _Generation(), _Generation()
             for spans, now in deferred:
                 self.add(spans.condemned(partial(self.of, now=now)), now)
 
@@ -314,28 +266,20 @@ class Remembered:
         oldest = now - SECONDS
         if self._since and next(iter(self._since.values())) < oldest:
             self._keep([key for key, since in self._since.items() if since >= oldest])
-        if self._deferred and self._deferred[0][1] < oldest:
-            self._defer_only([each for each in self._deferred if each[1] >= oldest])
+        for generation in (self._old, self._young):
+            if generation.spans and generation.spans[0][1] < oldest:
+                left = [each for each in generation.spans if each[1] >= oldest]
+                generation.spans = left
+                generation.ids = set().union(*(spans.ids for spans, _ in left))
+                generation.weight = sum(spans.weight for spans, _ in left)
 
     def _changed(self) -> None:
         self._search, self._listed = None, 0
-        if len(self._since) + self._weight <= self._most:
-            return
-        # Half at once: each look through all of them makes room for many. The oldest go.
-        half = self._most // 2
-        worked_out = max(half - self._weight, 0)
-        self._keep(list(self._since)[max(len(self._since) - worked_out, 0) :])
-        left, number = self._weight, 0
-        while left > half:
-            left -= self._deferred[number][0].weight
-            number += 1
-        if number:
-            self._defer_only(self._deferred[number:])
-
-    def _defer_only(self, deferred: list[tuple[Deferred, float]]) -> None:
-        self._deferred = deferred
-        self._suspects = set().union(*(spans.ids for spans, _ in deferred))
-        self._weight = sum(spans.weight for spans, _ in deferred)
+        deferred = self._old.weight + self._young.weight
+        if len(self._since) + deferred > self._most:
+            # Half at once: each look through all of them makes room for many. The oldest go.
+            left = max(self._most // 2 - deferred, 0)
+            self._keep(list(self._since)[len(self._since) - left :])
 
     def _note(self, key: bytes) -> None:
         other = self._keys.setdefault(key[TRACE:], key)
@@ -352,7 +296,9 @@ class Remembered:
                 self._note(key)
 
     def touches(
-        self, payload: bytes, listed: Callable[[], Iterable[Window] | None] | None = None
+        self,
+        payload: bytes,
+        listed: Callable[[], Iterable[Collection[bytes]] | None] | None = None,
     ) -> bool:
         """Whether a span in the payload may be a child of a remembered one. Never wrongly no.
 
@@ -364,10 +310,10 @@ class Remembered:
         if search is not None:
             if search(payload, 0) is not None:
                 return True
-            if not _overlong(payload):
+            if not parents.overlong(payload):
                 return False
-        windows = parents(payload) if listed is None else listed()
-        return windows is None or any(self.may_be(window.ids) for window in windows)
+        found = parents.ids(payload, len(payload)) if listed is None else listed()
+        return found is None or any(map(self.may_be, found))
 
     def _searching(self, size: int) -> Search | None:
         """A search for what is remembered, where that is cheaper than listing ``size`` bytes."""
@@ -376,6 +322,7 @@ class Remembered:
         if self._search is None:
             self._listed += size
             if self._listed > _WORTH * len(self):
-                ids = b"|".join(map(literal, self._keys.keys() | self._suspects))
-                self._search = compiled(_HEAD + b"(?:" + ids + b")")
+                every = self._keys.keys() | self._old.ids | self._young.ids
+                ids = b"|".join(map(literal, every))
+                self._search = compiled(parents.HEAD + b"(?:" + ids + b")")
         return self._search

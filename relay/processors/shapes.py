@@ -53,7 +53,7 @@ _TRIED: Final = 4
 _LOOK: Final = 8
 _LOOK_SELDOM: Final = 1024
 """Requests between two looks for spans that are found side by side; more and more if none are."""
-_DOTS: Final = 16
+_DOTS: Final = 4
 """Up to so many bytes that may be anything are passed faster one by one than as a repetition."""
 
 _IDS: Final = (SPAN_TRACE_ID_FIELD, SPAN_SPAN_ID_FIELD, SPAN_PARENT_SPAN_ID_FIELD)
@@ -106,7 +106,8 @@ class Outline(NamedTuple):
             if fixed:
                 out.append(re.escape(self.span[pos : pos + size]))
             else:
-                out.append(b"." * size if size <= _DOTS else b".{%d}" % size)
+                # Possessive, or the rest of the expression would be tried in a call.
+                out.append(b"." * size if size <= _DOTS else b".{%d}+" % size)
             pos += size
         return b"".join(out)
 

@@ -20,7 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from proto_stubs import TRACES
 from relay import wire
-from relay.processors import Result, filters, remembered, search, shapes
+from relay.processors import Result, filters, parents, remembered, search, shapes
 from relay.processors.filters import SpanFilter
 from relay.processors.patterns import UrlRules
 
@@ -555,11 +555,12 @@ def tuned(rng: random.Random) -> Iterator[None]:
     """Which search is used follows from a payload's size; here also for small ones."""
     with (
         patch.object(search, "SMALL", rng.choice((0, 4096))),
-        patch.object(remembered, "SMALL", rng.choice((0, 4096))),
+        patch.object(parents, "SMALL", rng.choice((0, 4096))),
+        patch.object(parents, "_LARGEST", rng.choice((0, 1 << 20))),
+        patch.object(parents, "_WINDOW", rng.choice((32, 300, 65536))),
         patch.object(remembered, "_SMALL", rng.choice((0, 0, 8192))),
         patch.object(remembered, "_WORTH", 0),
         patch.object(remembered, "_COMPILED", rng.choice((3, 128))),
-        patch.object(remembered, "_WINDOW", rng.choice((32, 300, 65536))),
         patch.object(filters, "_ROUNDS", rng.choice((0, 1, 8))),
         patch.object(shapes, "_SEEN", 0),
         patch.object(shapes, "_PAUSE", 0),

@@ -1,0 +1,110 @@
+"""Which parent span ids there are in a request, by parsing and by searching."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from unittest.mock import patch
+
+import pytest
+from google.protobuf.internal import api_implementation
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from relay.processors import parents
+from tests.processors import model
+
+
+def windows(payload: bytes) -> list[parents.Window]:
+    found = parents.windows(payload, len(payload))
+    assert found is not None
+    return found
+
+
+FORMS = [
+    b'"\x08',
+    b'"\x88\x00',
+    b'"\x88\x80\x80\x80\x00',
+    b"\xa2\x00\x08",
+    b"\xa2\x80\x80\x80\x00\x88\x00",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("before", [0, 1, 16370, 16383, 16384, 16385, 40000])
+def test_finds_parent_ids_however_they_are_written_and_wherever(form: bytes, before: int) -> None:
+    payload = b"." * before + form + b"parentid"
+    assert parents.named(payload, {b"parentid"})
+    assert not parents.named(payload[:-1], {b"parentid"})
+    window = next(w for w in windows(payload) if b"parentid" in w.ids)
+    assert before in window.positions(payload, {b"parentid"})
+
+
+@given(st.lists(st.sampled_from([b'"', b"\x08", b"\xa2", b"\x00", b"\x88", b"\x80", b"a", b"b"])))
+def test_no_occurrence_hides_another(pieces: list[bytes]) -> None:
+    payload = b"".join(pieces) + b'"\x08parentid' + b"".join(pieces)
+    assert parents.named(payload, {b"parentid"})
+
+
+def request(*ids: bytes, note: bytes = b"") -> bytes:
+    out = ExportTraceServiceRequest()
+    for one in ids:
+        out.resource_spans.add().scope_spans.add().spans.add(parent_span_id=one, name="s")
+        out.resource_spans[-1].scope_spans.add().spans.append(Span(trace_state=note.decode()))
+    return out.SerializeToString()
+
+
+def test_gives_the_ids_of_all_resources_and_scopes_and_nothing_that_looks_like_one() -> None:
+    assert api_implementation.Type() == "upb", "else it is not the parsing that is tested"
+    payload = request(b"one_____", b"two_____", b"short", note=b'"\x08lookalik')
+    assert parents.parse(payload, 3) == {b"one_____", b"two_____", b"short"}
+    assert parents.parse(payload, 2) is None
+    assert parents.parse(b"", 0) == set()
+    # By searching, what looks like one is among them.
+    with patch.object(parents, "_LARGEST", 0):
+        assert parents.parse(payload, 3) is None
+        found = parents.ids(payload, 9)
+    assert found is not None
+    assert set().union(*found) == {b"one_____", b"two_____", b"lookalik"}
+    assert parents.ids(request(*(5 * [b"one_____"])), 4) is None
+
+
+@pytest.mark.parametrize("span", [b"\x22\x08one_____\x0c", b"\x22\x08one_____\x0a\x05xx"])
+def test_where_a_span_does_not_parse_the_bytes_are_searched(span: bytes) -> None:
+    payload = span
+    for tag in (b"\x12", b"\x12", b"\x0a"):
+        payload = tag + bytes((len(payload),)) + payload
+    assert parents.parse(payload, 9) is None
+    assert parents.ids(payload, 9) == [[b"one_____"]]
+
+
+def test_without_the_c_implementation_the_bytes_are_searched() -> None:
+    payload = request(b"one_____")
+    parents._parser.cache_clear()
+    try:
+        with patch.object(api_implementation, "Type", return_value="python"):
+            assert parents.parse(payload, 9) is None
+            assert parents.ids(payload, 9) == [[b"one_____"]]
+    finally:
+        parents._parser.cache_clear()
+
+
+@given(st.integers(0, 2**64))
+def test_misses_none_however_a_request_is_written(seed: int) -> None:
+    rng = random.Random(seed)
+    payload = model.Writer(rng).request(6)
+    spans = model.spans_of(ExportTraceServiceRequest.FromString(payload))
+    there = {span.parent_span_id for span in spans if span.parent_span_id}
+    parsed = parents.parse(payload, len(payload))
+    assert parsed is not None
+    assert there <= parsed
+    searched = set().union(*(window.ids for window in windows(payload)))
+    assert {one for one in parsed if len(one) == 8} <= searched
+
+
+def test_protobuf_is_not_loaded_before_it_is_needed() -> None:
+    code = "import sys, relay.processors.filters; sys.exit('google.protobuf' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
