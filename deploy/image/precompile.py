@@ -18,8 +18,8 @@ import relay
 
 # What is imported only when it is needed.
 LATER = (
-    "aiohttp.web", "encodings.idna", "google.protobuf.message", "grpc.aio", "prometheus_client",
-    "re2", "runpy", "uvloop",
+    "aiohttp.web", "encodings.idna", "google.protobuf.message_factory", "grpc.aio",
+    "prometheus_client", "re2", "runpy", "uvloop",
 )  # fmt: skip
 # What the image does not have: it is installed from requirements/run.txt alone.
 EXTRAS = ("h2corn",)
