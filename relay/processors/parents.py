@@ -46,6 +46,9 @@ _WINDOW: Final = 64 * 1024
 _BEHIND: Final = 18
 """As many bytes as tag, length and id can take behind the first."""
 
+_SIZES: Final = frozenset((8,))
+"""Bytes of a span id."""
+
 _OPTIONAL, _REPEATED, _MESSAGE, _BYTES = 1, 3, 11, 12
 """Values of FieldDescriptorProto.Label and FieldDescriptorProto.Type."""
 
@@ -68,14 +71,19 @@ def named(payload: bytes, wanted: AbstractSet[bytes]) -> bool:
 
 
 def parse(payload: bytes, most: int) -> AbstractSet[bytes] | None:
-    """The parent span ids of all spans, of whatever length; of a field written twice both.
+    """The parent span ids of eight bytes of all spans; of a field written twice both.
 
     None: not to be had this way, or there are more than ``most``.
     """
     if len(payload) > _LARGEST or (parser := _parser()) is None:
         return None
     found = parser(payload)
-    return set(found) if found is not None and len(found) <= most else None
+    if found is None or len(found) > most:
+        return None
+    parsed = set(found)
+    # No others: they name nothing, and may be as long as the request, while what holds on to ids
+    # counts them.
+    return parsed if set(map(len, parsed)) <= _SIZES else {one for one in parsed if len(one) == 8}
 
 
 @cache

@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from relay.processors import parents
+from relay.processors.remembered import Listings
 from tests.processors import model
 
 
@@ -60,7 +61,7 @@ def request(*ids: bytes, note: bytes = b"") -> bytes:
 def test_gives_the_ids_of_all_resources_and_scopes_and_nothing_that_looks_like_one() -> None:
     assert api_implementation.Type() == "upb", "else it is not the parsing that is tested"
     payload = request(b"one_____", b"two_____", b"short", note=b'"\x08lookalik')
-    assert parents.parse(payload, 3) == {b"one_____", b"two_____", b"short"}
+    assert parents.parse(payload, 3) == {b"one_____", b"two_____"}
     assert parents.parse(payload, 2) is None
     assert parents.parse(b"", 0) == set()
     # By searching, what looks like one is among them.
@@ -70,6 +71,17 @@ def test_gives_the_ids_of_all_resources_and_scopes_and_nothing_that_looks_like_o
     assert found is not None
     assert set().union(*found) == {b"one_____", b"two_____", b"lookalik"}
     assert parents.ids(request(*(5 * [b"one_____"])), 4) is None
+
+
+def test_holds_on_to_nothing_but_ids() -> None:
+    payload = request(b"one_____", b"x" * 100_000)
+    assert parents.parse(payload, 9) == {b"one_____"}
+    listings = Listings()
+    listings.note(payload, parents.ids(payload, 9))
+    listings.note(payload)
+    assert listings.any_names([payload], [b"one_____"])
+    listings.note(payload, parents.ids(payload, 9))
+    assert all(len(one) == 8 for one in listings._ids)
 
 
 @pytest.mark.parametrize("span", [b"\x22\x08one_____\x0c", b"\x22\x08one_____\x0a\x05xx"])
@@ -97,12 +109,12 @@ def test_misses_none_however_a_request_is_written(seed: int) -> None:
     rng = random.Random(seed)
     payload = model.Writer(rng).request(6)
     spans = model.spans_of(ExportTraceServiceRequest.FromString(payload))
-    there = {span.parent_span_id for span in spans if span.parent_span_id}
+    there = {span.parent_span_id for span in spans if len(span.parent_span_id) == 8}
     parsed = parents.parse(payload, len(payload))
     assert parsed is not None
     assert there <= parsed
     searched = set().union(*(window.ids for window in windows(payload)))
-    assert {one for one in parsed if len(one) == 8} <= searched
+    assert parsed <= searched
 
 
 def test_protobuf_is_not_loaded_before_it_is_needed() -> None:
