@@ -1,9 +1,9 @@
 """What the default filters cost: CPU per span of a whole relay with them and without.
 
-``python -m benchmarks.filters``. Two relays as they are by default and with the filters off, in
-turn, several rounds, in front of a collector in this process, which also sends real gRPC requests:
-as fast as eight clients are answered (but not faster than the collector gets what is left of them)
-or, with ``--rate``, so many spans a second.
+``python -m benchmarks.filters``. Two relays with the default filters and without any,
+else alike, in turn, several rounds, in front of a collector in this process, which also sends real
+gRPC requests: as fast as eight clients are answered (but not faster than the collector gets what is
+left of them) or, with ``--rate``, so many spans a second.
 The spans are those of a FastAPI app with its instrumentation: of an ordinary request a server span
 and three database spans, of a filtered one (a health check) the server span and three ASGI event
 spans; ids and client ports differ, as they do.
@@ -25,7 +25,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from benchmarks.process import cpu_seconds
 from relay.otlp import TRACES
-from relay.processors import Processor, ProcessorConfig, build
+from relay.processors import ProcessorConfig, build
 from relay.processors.patterns import DEFAULT_EXCLUDED
 from relay.sink import Sink
 from tests.e2e.harness import RelayProcess
@@ -156,14 +156,14 @@ async def cost(
         waiting = iter(requests)
         wanted = sink.items("traces")
 
+        async def arrived(count: int) -> None:
+            await sink.wait_for(lambda: sink.items("traces") >= count, what="what is to arrive")
+
         async def client() -> None:
             nonlocal wanted
             for payload, left in waiting:
                 wanted += left
-                least = wanted - AHEAD
-                await sink.wait_for(
-                    lambda least=least: sink.items("traces") >= least, what="the collector"
-                )
+                await arrived(wanted - AHEAD)
                 await export(payload)
 
         async def paced() -> None:
@@ -178,7 +178,7 @@ async def cost(
 
         before = cpu_seconds(relay.pid)
         await (paced() if pause else asyncio.gather(*(client() for _ in range(8))))
-        await sink.wait_for(lambda: sink.items("traces") >= wanted, what="all that is to arrive")
+        await arrived(wanted)
         return cpu_seconds(relay.pid) - before
 
 
@@ -216,7 +216,10 @@ async def measure(
                 scrape = await relay.identity()
                 assert not scrape.by("reason", "dropped_items_total"), "spans were lost: void"
     ratios = [a / b for a, b in zip(found["on"], found["off"], strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
+    # Between these is the middle half of the rounds.
+    low, _, high = (
+        statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
+    )
     return {
         "spans": size,
         "filtered": statistics.mean(shares),
@@ -231,7 +234,7 @@ async def measure(
 async def main(arguments: argparse.Namespace) -> int:
     rows = []
     if not arguments.json:
-        print("| spans a request | filtered | without, us/span | with, us/span | ratio | half of them |")
+        print("| spans a request | filtered | without, us/span | with, us/span | ratio | half |")
         print("|---|---|---|---|---|---|")
     for size in arguments.sizes:
         for fraction in arguments.fractions:

@@ -143,6 +143,9 @@ class _Request:
 
     def children(self, keys: AbstractSet[bytes]) -> Iterator[tuple[int, SpanFacts]]:
         """The spans whose parent is one of ``keys``."""
+        ids = {key[TRACE:] for key in keys}
+        if self._listed is not None and all(map(ids.isdisjoint, self._listed)):
+            return  # There is no need to look where they stand.
         self._rounds += 1
         windows = self._where_named() if self._rounds <= _ROUNDS else None
         if windows is None:
@@ -152,7 +155,6 @@ class _Request:
                     if (facts := self.facts(number)) is not None:
                         yield number, facts
             return
-        ids = {key[TRACE:] for key in keys}
         for window in windows:
             if ids.isdisjoint(window.ids):
                 continue

@@ -9,6 +9,7 @@ Source: contract section 6 ("those that arrive within 60 s, over a bounded memor
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, KeysView, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -52,6 +53,8 @@ _ENTRY: Final = 64
 _FEW_IDS: Final = 16
 """Ids that are never too many for a payload."""
 
+_GENERATIONS: Final = 4
+"""In so many parts at most what is deferred is forgotten where there is too much of it."""
 _SWEEP: Final = 5.0
 """Seconds between two looks for what has expired."""
 _SMALL: Final = 8192
@@ -164,8 +167,8 @@ class Remembered:
     """Filtered spans, by trace id and span id. ``now``: monotonic seconds, never decreasing.
 
     Most are never asked for. So what was filtered for its looks is kept as it was found, with the
-    span ids alone in a set, until one of these ids turns up as a parent. There are two such sets,
-    so that to forget the older half is to drop one.
+    span ids alone in a set, until one of these ids turns up as a parent. There are some such sets,
+    so that to forget the oldest is to drop one.
     """
 
     def __init__(self, most: int = MOST) -> None:
@@ -174,14 +177,13 @@ class Remembered:
         # By span id the key, or where traces share span ids all keys.
         self._keys: dict[bytes, bytes | set[bytes]] = {}
         # What is deferred is younger than all of those.
-        self._old = _Generation()
-        self._young = _Generation()
+        self._generations = deque((_Generation(),))
         self._swept = float("-inf")
         self._search: Search | None = None
         self._listed = 0
 
     def __len__(self) -> int:
-        return len(self._since) + len(self._old.ids) + len(self._young.ids)
+        return len(self._since) + sum(len(each.ids) for each in self._generations)
 
     @property
     def ids(self) -> KeysView[bytes]:
@@ -231,32 +233,32 @@ class Remembered:
         """
         if spans.weight > self._most // 4:
             return False
-        if self._young.weight + spans.weight > self._most // 2:
-            self._old, self._young = self._young, _Generation()
+        young = self._generations[-1]
         # If one is asked for, these ids stand for nothing until the caller adds what it finds.
-        self._young.ids.update(spans.ids)
+        young.ids.update(spans.ids)
         if any(map(self.may_be, listed)):
             return False
-        self._young.spans.append((spans, now))
-        self._young.weight += spans.weight
+        young.spans.append((spans, now))
+        young.weight += spans.weight
+        if young.weight >= self._most // _GENERATIONS:
+            self._generations.append(_Generation())
         self._changed()
         return True
 
     def may_be(self, ids: Collection[bytes]) -> bool:
         """Whether one of these may be the span id of a remembered span. Never wrongly no."""
-        return not (
-            self._young.ids.isdisjoint(ids)
-            and (not self._old.ids or self._old.ids.isdisjoint(ids))
-            and (not self._keys or self._keys.keys().isdisjoint(ids))
-        )
+        for each in self._generations:
+            if not each.ids.isdisjoint(ids):
+                return True
+        return bool(self._keys) and not self._keys.keys().isdisjoint(ids)
 
     def _work_out(self) -> None:
         """Add what was deferred, in the order in which it was filtered."""
-        if self._young.ids or self._old.ids:
-            deferred = self._old.spans + self._young.spans
-            self._old, self._young = _Generation(), _Generation()
-            for spans, now in deferred:
-                self.add(spans.condemned(partial(self.of, now=now)), now)
+        if any(each.ids for each in self._generations):
+            deferred, self._generations = self._generations, deque((_Generation(),))
+            for generation in deferred:
+                for spans, now in generation.spans:
+                    self.add(spans.condemned(partial(self.of, now=now)), now)
 
     def expire(self, now: float) -> None:
         """Forget what was filtered more than :data:`SECONDS` ago, at leisure."""
@@ -266,20 +268,24 @@ class Remembered:
         oldest = now - SECONDS
         if self._since and next(iter(self._since.values())) < oldest:
             self._keep([key for key, since in self._since.items() if since >= oldest])
-        for generation in (self._old, self._young):
-            if generation.spans and generation.spans[0][1] < oldest:
-                left = [each for each in generation.spans if each[1] >= oldest]
-                generation.spans = left
-                generation.ids = set().union(*(spans.ids for spans, _ in left))
-                generation.weight = sum(spans.weight for spans, _ in left)
+        while len(self._generations) > 1 and self._generations[0].spans[-1][1] < oldest:
+            self._generations.popleft()
+        generation = self._generations[0]
+        if generation.spans and generation.spans[0][1] < oldest:
+            left = [each for each in generation.spans if each[1] >= oldest]
+            generation.spans = left
+            generation.ids = set().union(*(spans.ids for spans, _ in left))
+            generation.weight = sum(spans.weight for spans, _ in left)
 
     def _changed(self) -> None:
         self._search, self._listed = None, 0
-        deferred = self._old.weight + self._young.weight
-        if len(self._since) + deferred > self._most:
+        deferred = sum(each.weight for each in self._generations)
+        if self._since and len(self._since) + deferred > self._most:
             # Half at once: each look through all of them makes room for many. The oldest go.
             left = max(self._most // 2 - deferred, 0)
             self._keep(list(self._since)[len(self._since) - left :])
+        while deferred > self._most:
+            deferred -= self._generations.popleft().weight
 
     def _note(self, key: bytes) -> None:
         other = self._keys.setdefault(key[TRACE:], key)
@@ -322,7 +328,7 @@ class Remembered:
         if self._search is None:
             self._listed += size
             if self._listed > _WORTH * len(self):
-                every = self._keys.keys() | self._old.ids | self._young.ids
+                every = set(self._keys).union(*(each.ids for each in self._generations))
                 ids = b"|".join(map(literal, every))
                 self._search = compiled(parents.HEAD + b"(?:" + ids + b")")
         return self._search

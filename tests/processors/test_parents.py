@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from typing import Any
 from unittest.mock import patch
 
 import pytest
+from google.protobuf import descriptor_pool
 from google.protobuf.internal import api_implementation
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,17 +52,17 @@ def test_no_occurrence_hides_another(pieces: list[bytes]) -> None:
     assert parents.named(payload, {b"parentid"})
 
 
-def request(*ids: bytes, note: bytes = b"") -> bytes:
+def request(*ids: bytes, note: str = "") -> bytes:
     out = ExportTraceServiceRequest()
     for one in ids:
         out.resource_spans.add().scope_spans.add().spans.add(parent_span_id=one, name="s")
-        out.resource_spans[-1].scope_spans.add().spans.append(Span(trace_state=note.decode()))
+        out.resource_spans[-1].scope_spans.add().spans.append(Span(trace_state=note))
     return out.SerializeToString()
 
 
 def test_gives_the_ids_of_all_resources_and_scopes_and_nothing_that_looks_like_one() -> None:
     assert api_implementation.Type() == "upb", "else it is not the parsing that is tested"
-    payload = request(b"one_____", b"two_____", b"short", note=b'"\x08lookalik')
+    payload = request(b"one_____", b"two_____", b"short", note='"\x08lookalik')
     assert parents.parse(payload, 3) == {b"one_____", b"two_____"}
     assert parents.parse(payload, 2) is None
     assert parents.parse(b"", 0) == set()
@@ -78,10 +80,12 @@ def test_holds_on_to_nothing_but_ids() -> None:
     assert parents.parse(payload, 9) == {b"one_____"}
     listings = Listings()
     listings.note(payload, parents.ids(payload, 9))
-    listings.note(payload)
+    assert listings._ids == {b"one_____"}
     assert listings.any_names([payload], [b"one_____"])
-    listings.note(payload, parents.ids(payload, 9))
-    assert all(len(one) == 8 for one in listings._ids)
+    listings = Listings()
+    listings.note(payload)
+    assert not listings.any_names([payload], [b"another_"])
+    assert listings._ids == {b"one_____"}
 
 
 @pytest.mark.parametrize("span", [b"\x22\x08one_____\x0c", b"\x22\x08one_____\x0a\x05xx"])
@@ -93,15 +97,35 @@ def test_where_a_span_does_not_parse_the_bytes_are_searched(span: bytes) -> None
     assert parents.ids(payload, 9) == [[b"one_____"]]
 
 
-def test_without_the_c_implementation_the_bytes_are_searched() -> None:
+class Gone:
+    """A module of protobuf that has been moved or changed."""
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        patch.object(api_implementation, "Type", return_value="python"),
+        patch.object(api_implementation, "Type", side_effect=AttributeError),
+        patch.object(descriptor_pool, "DescriptorPool", Gone),
+    ],
+)
+def test_without_the_c_implementation_the_bytes_are_searched(lacking: Any) -> None:
     payload = request(b"one_____")
     parents._parser.cache_clear()
     try:
-        with patch.object(api_implementation, "Type", return_value="python"):
+        with lacking:
             assert parents.parse(payload, 9) is None
             assert parents.ids(payload, 9) == [[b"one_____"]]
     finally:
         parents._parser.cache_clear()
+
+
+def test_what_is_too_large_to_be_parsed_is_searched() -> None:
+    payload = request(b"one_____", note="n" * parents._LARGEST)
+    assert parents.parse(payload, 9) is None
+    assert parents.ids(payload, 9) == [[b"one_____"]]
+    payload = request(b"one_____", note="n" * (parents._LARGEST // 2))
+    assert parents.ids(payload, 9) == ({b"one_____"},)
 
 
 @given(st.integers(0, 2**64))
@@ -118,5 +142,30 @@ def test_misses_none_however_a_request_is_written(seed: int) -> None:
 
 
 def test_protobuf_is_not_loaded_before_it_is_needed() -> None:
-    code = "import sys, relay.processors.filters; sys.exit('google.protobuf' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = """
+import sys
+from proto_stubs import TRACES
+from relay.processors import ProcessorConfig, build
+filters = build(TRACES, ProcessorConfig(excluded=("/health",)))
+for each in sys.stdin.read().split():
+    payload = bytes.fromhex(each)
+    assert filters.count(payload) == (1, 1)
+    print(filters.process(payload, 1, 1, 0).units, "google.protobuf" in sys.modules)
+"""
+    server = Span(trace_id=bytes(16), span_id=b"serverid", kind=Span.SPAN_KIND_SERVER)
+    server.attributes.add(key="url.path").value.string_value = "/health"
+    event = Span(kind=Span.SPAN_KIND_INTERNAL)
+    event.attributes.add(key="asgi.event.type").value.string_value = "http.request"
+    requests = []
+    for span in (Span(name="s"), event, Span(parent_span_id=b"serverid"), server, Span(name="s")):
+        one = ExportTraceServiceRequest()
+        one.resource_spans.add().scope_spans.add().spans.append(span)
+        requests.append(one.SerializeToString().hex())
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        input=" ".join(requests),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.splitlines() == ["1 False", "0 False", "1 False", "0 False", "1 True"]
