@@ -53,8 +53,8 @@ _ENTRY: Final = 64
 _FEW_IDS: Final = 16
 """Ids that are never too many for a payload."""
 
-_GENERATIONS: Final = 4
-"""In so many parts at most what is deferred is forgotten where there is too much of it."""
+_GENERATIONS: Final = 2
+"""A part of what is remembered, one in so many, is forgotten at once where there is too much."""
 _SWEEP: Final = 5.0
 """Seconds between two looks for what has expired."""
 _SMALL: Final = 8192
