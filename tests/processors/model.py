@@ -50,7 +50,8 @@ class Settings:
 def matches(pattern: str, path: str) -> bool:
     """Expressions in the tests mean the same to ``re`` as to RE2."""
     if pattern.startswith("^"):
-        return re.match(pattern, path) is not None
+        # Unlike RE2, `re` lets `$` match before a line feed that ends the path, too.
+        return re.match(pattern.replace("$", r"\Z"), path) is not None
     if pattern.endswith("*"):
         return path.startswith(pattern[:-1])
     return path == pattern

@@ -119,6 +119,11 @@ def test_check_has_nothing_to_say_about_others(pattern: str) -> None:
     assert check(pattern) is None
 
 
+def test_the_end_of_an_expression_is_the_end_of_the_path() -> None:
+    assert Pattern("^/.*health$").matches(b"/api/health")
+    assert not Pattern("^/.*health$").matches(b"/api/health\n")
+
+
 def test_an_expression_takes_linear_time_on_hostile_paths() -> None:
     # A backtracking engine would need longer than the universe has had for these.
     assert not Pattern("^/(a+)+$").matches(b"/" + b"a" * 100_000 + b"!")
