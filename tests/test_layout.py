@@ -70,9 +70,9 @@ CONFINED: dict[str, frozenset[str]] = {
     "re2": frozenset({"processors.search", "processors.patterns"}),
     "uvloop": frozenset({"commands", "commands.run", "commands.sink", "commands.demo"}),
     # The forwarding path uses no message classes of OTLP, and only inspect, which looks for what is
-    # at fault after a refusal, loads them in the daemon; sink prints what it got. parents has a
-    # definition of its own, with nothing in it but parent ids.
-    "google": frozenset({"inspect", "processors.parents", "sink.messages"}),
+    # at fault after a refusal, loads them in the daemon; sink prints what it got. traces has a
+    # definition of its own, with nothing in it but trace ids.
+    "google": frozenset({"inspect", "processors.traces", "sink.messages"}),
     "opentelemetry": frozenset({"inspect", "sink.messages", "commands.demo"}),
 }  # fmt: skip
 

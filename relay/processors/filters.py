@@ -22,14 +22,14 @@ Source: contract section 6.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property, partial
 from typing import Final, NamedTuple
 
 from proto_stubs import TRACES
 from relay import wire
-from relay.processors import NOTHING, Result, parents
+from relay.processors import NOTHING, Result, parents, traces
 from relay.processors.patterns import UrlRules
 from relay.processors.remembered import KEY, MOST, NO_ID, TRACE, Listings, Remembered
 from relay.processors.search import Needles, Search
@@ -67,13 +67,13 @@ _ROUNDS: Final = 8
 """Generations of descendants that are looked up in the bytes; for deeper trees, and where the
 bytes hold far more candidates than spans, all spans are read instead."""
 _FACTS: Final = 1 << 18
-"""So many facts of spans, or candidates for parent ids, are kept at most while a request is worked
+"""So many facts of spans, or candidates for ids, are kept at most while a request is worked
 on; one of 16 MiB has some 36,000 ordinary spans."""
 _SIFTED: Final = 1 << 20
 """Bytes of the largest request whose spans are tested for their looks: where what they match begins
 and ends is kept meanwhile, and they may be very small."""
-_MANY_PARENTS: Final = 1024
-"""So many more candidates for a parent id than four a span are too many."""
+_MANY_IDS: Final = 1024
+"""So many more candidates for an id than four a span are too many."""
 
 
 def sampling_bound(ratio: float) -> int:
@@ -92,6 +92,10 @@ def _key(trace_id: bytes, span_id: bytes) -> bytes:
     return key
 
 
+def _traces(keys: Iterable[bytes]) -> set[bytes]:
+    return {key[:TRACE] for key in keys}
+
+
 class _Request:
     """The spans of one request, read as far as somebody asks."""
 
@@ -99,8 +103,8 @@ class _Request:
         self.payload = payload
         self.units = units
         self._facts: dict[int, SpanFacts | None] = {}
-        self._most_parents = min(4 * units + _MANY_PARENTS, _FACTS)
-        self._listed: Sequence[Collection[bytes]] | None = None
+        self._most = min(4 * units + _MANY_IDS, _FACTS)
+        self._listed: AbstractSet[bytes] | None = None
         self._windows: list[parents.Window] | None = None
         self._children: dict[bytes, list[int]] | None = None
         self._rounds = 0
@@ -143,9 +147,9 @@ class _Request:
 
     def children(self, keys: AbstractSet[bytes]) -> Iterator[tuple[int, SpanFacts]]:
         """The spans whose parent is one of ``keys``."""
-        ids = {key[TRACE:] for key in keys}
-        if self._listed is not None and all(map(ids.isdisjoint, self._listed)):
+        if self._listed is not None and self._listed.isdisjoint(_traces(keys)):
             return  # There is no need to look where they stand.
+        ids = {key[TRACE:] for key in keys}
         self._rounds += 1
         windows = self._where_named() if self._rounds <= _ROUNDS else None
         if windows is None:
@@ -164,22 +168,20 @@ class _Request:
                 if facts is not None and _key(facts.trace_id, facts.parent_id) in keys:
                     yield number, facts
 
-    def named(self, ids: AbstractSet[bytes]) -> set[bytes]:
-        """Those of ``ids`` that may be the parent span id of a span."""
+    def traces(self) -> AbstractSet[bytes]:
+        """What may be trace ids of spans that have a parent."""
         listed = self.listing()
-        if listed is None:
-            return {key[TRACE:] for key in self._read_all()} & ids
-        return {one for each in listed if not ids.isdisjoint(each) for one in each if one in ids}
+        return _traces(self._read_all()) if listed is None else listed
 
     @property
-    def listed(self) -> Sequence[Collection[bytes]] | None:
-        """What may be parent ids, as far as that was asked for."""
+    def listed(self) -> AbstractSet[bytes] | None:
+        """What may be trace ids, as far as that was asked for."""
         return self._listed
 
-    def listing(self) -> Sequence[Collection[bytes]] | None:
-        """What may be parent ids; None when reading all spans is the better way."""
+    def listing(self) -> AbstractSet[bytes] | None:
+        """What may be trace ids; None when reading all spans is the better way."""
         if self._listed is None and self._children is None:
-            self._listed = parents.ids(self.payload, self._most_parents)
+            self._listed = traces.ids(self.payload, self._most)
             if self._listed is None:
                 self._read_all()
         return self._listed
@@ -187,7 +189,7 @@ class _Request:
     def _where_named(self) -> list[parents.Window] | None:
         """Where what may be parent ids stands; None when reading all spans is the better way."""
         if self._windows is None and self._children is None:
-            self._windows = parents.windows(self.payload, self._most_parents)
+            self._windows = parents.windows(self.payload, self._most)
         return self._windows
 
     def _read_all(self) -> dict[bytes, list[int]]:
@@ -202,7 +204,7 @@ class _Request:
         return self._children
 
     def below(
-        self, roots: AbstractSet[bytes], stay: AbstractSet[int], settled: Settled | None = None
+        self, roots: AbstractSet[bytes], stay: _Stay, settled: Settled | None = None
     ) -> tuple[dict[int, bytes], set[bytes]]:
         """All spans below the spans ``roots`` (keys), not through ``stay``; and the keys of them.
 
@@ -212,9 +214,11 @@ class _Request:
         keys: set[bytes] = set()
         frontier: AbstractSet[bytes] = roots
         while frontier:
-            following: set[bytes] = settled.children(frontier) if settled else set()
+            following: set[bytes] = set()
+            if settled:
+                following = settled.children(frontier - stay.above if stay.above else frontier)
             for number, facts in self.children(frontier):
-                if number not in found and number not in stay:
+                if number not in found and number not in stay.spans:
                     key = found[number] = _key(facts.trace_id, facts.span_id)
                     following.add(key)
             following.discard(b"")
@@ -223,13 +227,25 @@ class _Request:
         return found, keys
 
 
+class _Stay(NamedTuple):
+    """Spans that stay whatever else is above them."""
+
+    spans: AbstractSet[int]
+    """Their numbers."""
+    above: AbstractSet[bytes]
+    """Keys: what is directly below one of these stays, too. Settled spans have no numbers."""
+
+
+_NOTHING_STAYS: Final = _Stay(frozenset(), frozenset())
+
+
 class _Look(NamedTuple):
     """What was found out about a request when it was counted."""
 
     payload: bytes
     candidates: bool
     """Whether a text stands in it without which nothing is filtered, but for descendants."""
-    sifted: tuple[Sifted, Mapping[Shape, Sequence[tuple[bytes, ...]]]] | None
+    sifted: tuple[Sifted, Mapping[Shape, Sequence[bytes]]] | None
 
 
 class SpanFilter:
@@ -273,13 +289,13 @@ class SpanFilter:
         sifted = None
         if known and self._found:
             # As in the request before, probably: then there is no need to search for texts first.
-            sifted = sift(payload, known)
+            sifted = sift(payload, known, self._shapes.usual)
             if sifted and sifted[1]:
                 return _Look(payload, candidates=True, sifted=sifted)
         urls, events = self._urls, self._events
         candidates = bool((urls and urls.present(payload)) or (events and events.present(payload)))
         if candidates and known and not self._found:
-            sifted = sift(payload, known)
+            sifted = sift(payload, known, self._shapes.usual)
         self._found = bool(sifted and sifted[1])
         return _Look(payload, candidates, sifted)
 
@@ -299,7 +315,7 @@ class SpanFilter:
             sifted, found = look.sifted
             if found:
                 settled = Settled(found, _NO_SERVERS)
-                self._shapes.join(payload)
+                self._shapes.look(payload, units)
                 payload, units = cut(payload, sifted.cuts) if sifted.left else b"", sifted.left
         request = _Request(payload, units)
         urls = self._urls if self._urls and self._urls.present(payload) else None
@@ -314,9 +330,10 @@ class SpanFilter:
         ``settled``: what has been taken out of it.
         """
         remembered = self._remembered
-        condemns = settled is not None and (
-            settled.servers or (len(remembered) > 0 and remembered.may_be(settled.parent_ids()))
-        )
+        if settled is not None and remembered:
+            # Some may be below spans that went before.
+            settled.traces |= remembered.among(settled.other_traces())
+        condemns = settled is not None and bool(settled.traces)
         if settled is not None and condemns:
             listed = request.listing()
             exactly = listed is None or not remembered.defer(settled, listed, now)
@@ -344,9 +361,9 @@ class SpanFilter:
         remembered = self._remembered
         gone = bytearray(request.units)
         roots = set(settled.roots) if settled else set[bytes]()
-        stay: AbstractSet[int] = frozenset()
+        stay = _NOTHING_STAYS
         if urls:
-            found, stay = self._judge(request, urls, gone)
+            found, stay = self._judge(request, urls, gone, settled)
             roots |= found
         if events:
             self._drop_events(request, events, gone)
@@ -354,8 +371,8 @@ class SpanFilter:
         above = roots | remembered.of(settled.parents(), now) if settled else roots
         condemned = roots
         if above or remembered.touches(request.payload, request.listing):
-            if remembered.ids and (named := request.named(remembered.ids)):
-                above = above | remembered.recent(named, now)
+            if remembered:
+                above = above | remembered.recent(request.traces(), now)
             below, keys = request.below(above, stay, settled)
             for number in below:
                 gone[number] = gone[number] or _SUBTREE
@@ -380,8 +397,8 @@ class SpanFilter:
         """Whether :meth:`prune` may find anything in any of these payloads. Never wrongly no."""
         condemned = self._condemned
         if isinstance(condemned, Settled):
-            return self._listings.any_names(waiting, condemned.ids)
-        return self._listings.any_names(waiting, [key[TRACE:] for key in condemned])
+            return self._listings.any_names(waiting, condemned.traces)
+        return self._listings.any_names(waiting, _traces(condemned))
 
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
@@ -389,13 +406,13 @@ class SpanFilter:
         if isinstance(known, Settled):
             self._condemned = known = known.condemned(partial(self._remembered.of, now=now))
         request = _Request(payload, units)
-        if not request.named({key[TRACE:] for key in known}):
+        if request.traces().isdisjoint(_traces(known)):
             return Result(payload, units, items)
         gone = bytearray(request.units)
-        stay: AbstractSet[int] = frozenset()
+        stay = _NOTHING_STAYS
         if self._inclusions and self._urls and self._urls.present(payload):
             # What is not included went when it arrived; what is stays with all below it.
-            _, stay = self._judge(request, self._urls, bytearray(request.units))
+            _, stay = self._judge(request, self._urls, bytearray(request.units), None)
         below, condemned = request.below(known, stay)
         for number in below:
             gone[number] = _SUBTREE
@@ -406,12 +423,11 @@ class SpanFilter:
         return _result(request, gone, None, learned=learned)
 
     def _judge(
-        self, request: _Request, urls: Needles, gone: bytearray
-    ) -> tuple[set[bytes], AbstractSet[int]]:
+        self, request: _Request, urls: Needles, gone: bytearray, settled: Settled | None
+    ) -> tuple[set[bytes], _Stay]:
         """Judge the server spans by their paths.
 
-        Marks those that go in ``gone``. Returns their keys, and the numbers of the spans that stay
-        whatever is above them.
+        Marks those that go in ``gone``. Returns their keys, and what stays.
         """
         # Numbers and keys only: there may be very many.
         rejected: list[tuple[int, bytes]] = []
@@ -422,17 +438,20 @@ class SpanFilter:
             if facts is not None and facts.path is not None:
                 verdict = included if traced(facts.path) else rejected
                 verdict.append((number, _key(facts.trace_id, facts.span_id)))
-        stay: AbstractSet[int] = frozenset()
+        stay = _NOTHING_STAYS
         reason = _EXCLUDED
         if self._inclusions:
             reason = _NOT_INCLUDED
-            stay = {number for number, _ in included}
-            if included and (rejected or len(self._remembered)):
-                below, _ = request.below({key for _, key in included} - {b""}, frozenset())
-                stay = below.keys() | stay
+            numbers = {number for number, _ in included}
+            keys = {key for _, key in included} - {b""}
+            if included and (rejected or self._remembered):
+                below, more = request.below(keys, _NOTHING_STAYS, settled)
+                stay = _Stay(below.keys() | numbers, keys | more)
+            else:
+                stay = _Stay(numbers, keys)
         roots: set[bytes] = set()
         for number, key in rejected:
-            if number not in stay:
+            if number not in stay.spans:
                 gone[number] = reason
                 roots.add(key)
                 if not self._inclusions:

@@ -2,7 +2,8 @@
 
 A span's descendants name it by trace id and parent span id. :class:`Remembered` keeps both for
 :data:`SECONDS` after a span was filtered, at most :data:`MOST` of them (the oldest go first), and
-says, for a whole request at memory speed, whether it may hold a child of any of them.
+says, for a whole request at memory speed, whether it may hold a child of any of them: a span of the
+same trace, mostly.
 
 Source: contract section 6 ("those that arrive within 60 s, over a bounded memory").
 """
@@ -10,13 +11,12 @@ Source: contract section 6 ("those that arrive within 60 s, over a bounded memor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, KeysView, Sequence
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Set as AbstractSet
 from functools import partial
-from operator import itemgetter
 from typing import Final, Protocol
 
-from relay.processors import parents
+from relay.processors import parents, traces
 from relay.processors.search import Search, compiled, literal
 
 __all__ = [
@@ -45,9 +45,9 @@ NO_ID: Final = bytes(KEY - TRACE)
 """A span id of zeros means none (trace.proto)."""
 
 LISTED_BYTES: Final = 256 * 1024
-"""Payloads whose parent ids are not listed yet may take so much; more if more waits."""
+"""Payloads whose trace ids are not listed yet may take so much; more if more waits."""
 LISTED_IDS: Final = 16_384
-"""Parent ids that are listed of what waits or has left; more if more wait."""
+"""Trace ids that are listed of what waits or has left; more if more wait."""
 _ENTRY: Final = 64
 """Bytes that a payload is taken to cost beside itself."""
 _FEW_IDS: Final = 16
@@ -58,17 +58,15 @@ _GENERATIONS: Final = 2
 _SWEEP: Final = 5.0
 """Seconds between two looks for what has expired."""
 _SMALL: Final = 8192
-"""Up to this many bytes, listing a payload's parent ids is cheaper than asking RE2."""
+"""Up to this many bytes, listing a payload's trace ids is cheaper than asking RE2."""
 _COMPILED: Final = 128
 """Most ids in a compiled search."""
 _WORTH: Final = 24_000
 """Bytes listed per id that pay for compiling (5 to 12 us an id, 0.5 ns a byte)."""
 
-_span_id: Final = itemgetter(slice(TRACE, None))
-
 
 class Listings:
-    """What may be parent span ids in the payloads that wait.
+    """What may be trace ids in the payloads that wait.
 
     Kept for all that was let through, so that looking costs nothing for each payload that waits.
     What left since stays in it until it has grown too much; then it is made anew from what waits.
@@ -85,12 +83,12 @@ class Listings:
         self._whole = True
         """Whether everything that waits is in these."""
 
-    def note(self, payload: bytes, listed: Iterable[Collection[bytes]] | None = None) -> None:
+    def note(self, payload: bytes, listed: AbstractSet[bytes] | None = None) -> None:
         """A payload is let through. ``listed``: what was listed in it, or in a larger one."""
         if not self._whole or not payload:
             return
         if listed is not None:
-            self._ids.update(*listed)
+            self._ids |= listed
         else:
             self._unlisted.append(payload)
             self._room -= len(payload) + _ENTRY
@@ -100,7 +98,7 @@ class Listings:
             self._unlisted.clear()
 
     def any_names(self, waiting: Iterable[bytes], ids: Collection[bytes]) -> bool:
-        """Whether a span in these payloads may have one of ``ids`` as parent. Never wrongly no.
+        """Whether a span in these payloads may have one of these trace ids. Never wrongly no.
 
         ``waiting``: all payloads that wait or may come back; looked at only if need be.
         """
@@ -120,7 +118,7 @@ class Listings:
         found = not self._ids.isdisjoint(ids)
         if not found and self._dense:
             wanted = set(ids)
-            found = any(parents.named(each, wanted) for each in self._dense)
+            found = any(traces.named(each, wanted) for each in self._dense)
         if found or self._dense:
             # What was found may have left long ago, and what is not listed must not be held on
             # to: the next look will be at what waits then.
@@ -130,20 +128,24 @@ class Listings:
         return found
 
     def _list(self, payload: bytes) -> None:
-        listed = parents.ids(payload, len(payload) // 64 + _FEW_IDS)
+        listed = traces.ids(payload, len(payload) // 64 + _FEW_IDS)
         if listed is None:
             # Far more than it has spans: not worth the memory.
             self._dense.append(payload)
         else:
-            self._ids.update(*listed)
+            self._ids |= listed
 
 
 class Deferred(Protocol):
     """Filtered spans of which it is not worked out yet which of them take along what is below."""
 
     @property
-    def ids(self) -> Sequence[bytes]:
-        """The span ids of all of them."""
+    def traces(self) -> AbstractSet[bytes]:
+        """The trace ids of those that may."""
+
+    @property
+    def spans(self) -> int:
+        """How many they are."""
 
     @property
     def weight(self) -> int:
@@ -154,12 +156,12 @@ class Deferred(Protocol):
 
 
 class _Generation:
-    """Deferred spans, and the span ids of all of them."""
+    """Deferred spans, and their trace ids."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[Deferred, float]] = []
         """In order of time, with it."""
-        self.ids: set[bytes] = set()
+        self.traces: set[bytes] = set()
         self.weight = 0
 
 
@@ -167,14 +169,14 @@ class Remembered:
     """Filtered spans, by trace id and span id. ``now``: monotonic seconds, never decreasing.
 
     Most are never asked for. So what was filtered for its looks is kept as it was found, with the
-    span ids alone in a set, until one of these ids turns up as a parent. There are some such sets,
+    trace ids alone in a set, until one of these turns up in another span. There are some such sets,
     so that to forget the oldest is to drop one.
     """
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._since: dict[bytes, float] = {}
-        # By span id the key, or where traces share span ids all keys.
+        # By trace id the key, or where there are several all keys.
         self._keys: dict[bytes, bytes | set[bytes]] = {}
         # What is deferred is younger than all of those.
         self._generations = deque((_Generation(),))
@@ -183,20 +185,18 @@ class Remembered:
         self._listed = 0
 
     def __len__(self) -> int:
-        return len(self._since) + sum(len(each.ids) for each in self._generations)
+        deferred = sum(spans.spans for each in self._generations for spans, _ in each.spans)
+        return len(self._since) + deferred
 
-    @property
-    def ids(self) -> KeysView[bytes]:
-        """Span ids of all that is remembered."""
-        self._work_out()
-        return self._keys.keys()
+    def __bool__(self) -> bool:
+        return bool(self._since) or any(each.spans for each in self._generations)
 
-    def recent(self, ids: Iterable[bytes], now: float) -> set[bytes]:
-        """The spans with these span ids that were filtered within the last :data:`SECONDS`."""
+    def recent(self, traces: AbstractSet[bytes], now: float) -> set[bytes]:
+        """The spans of these traces that were filtered within the last :data:`SECONDS`."""
         self._work_out()
         found: set[bytes] = set()
-        for each in ids:
-            keys = self._keys.get(each, b"")
+        for each in self._keys.keys() & traces:
+            keys = self._keys[each]
             found.update((keys,) if isinstance(keys, bytes) else keys)
         return self.of(found, now)
 
@@ -216,28 +216,23 @@ class Remembered:
             for key in keys:
                 self._since.pop(key, None)
         self._since.update(dict.fromkeys(keys, now))
-        new = dict(zip(map(_span_id, keys), keys, strict=True))
-        if len(new) == len(keys) and self._keys.keys().isdisjoint(new):
-            self._keys.update(new)
-        else:
-            for key in keys:
-                self._note(key)
+        for key in keys:
+            self._note(key)
         self._changed()
 
-    def defer(self, spans: Deferred, listed: Iterable[Collection[bytes]], now: float) -> bool:
+    def defer(self, spans: Deferred, listed: AbstractSet[bytes], now: float) -> bool:
         """Remember spans that were filtered at ``now``, if none of them is asked for at once.
 
-        ``listed``: what may be parent ids in the request that they are from. False: one of these
-        is the id of a remembered span, or of one of ``spans``, or there are too many of those;
-        then what they condemn is to be worked out, and added, by the caller.
+        ``listed``: what may be trace ids in what is left of their request. False: one of these is
+        that of a remembered span, or of one of ``spans``, or there are too many of those; then what
+        they condemn is to be worked out, and added, by the caller.
         """
         if spans.weight > self._most // 4:
             return False
         young = self._generations[-1]
-        # If one is asked for, these ids stand for nothing until the caller adds what it finds.
-        young.ids.update(spans.ids)
-        if any(map(self.may_be, listed)):
+        if not spans.traces.isdisjoint(listed) or self.has(listed):
             return False
+        young.traces |= spans.traces
         young.spans.append((spans, now))
         young.weight += spans.weight
         if young.weight >= self._most // _GENERATIONS:
@@ -245,16 +240,22 @@ class Remembered:
         self._changed()
         return True
 
-    def may_be(self, ids: Collection[bytes]) -> bool:
-        """Whether one of these may be the span id of a remembered span. Never wrongly no."""
+    def has(self, traces: AbstractSet[bytes]) -> bool:
+        """Whether a span of one of these traces is remembered. Never wrongly no."""
         for each in self._generations:
-            if not each.ids.isdisjoint(ids):
+            if not each.traces.isdisjoint(traces):
                 return True
-        return bool(self._keys) and not self._keys.keys().isdisjoint(ids)
+        return bool(self._keys) and not self._keys.keys().isdisjoint(traces)
+
+    def among(self, traces: AbstractSet[bytes]) -> set[bytes]:
+        """Those of these traces of which a span may be remembered."""
+        return (self._keys.keys() & traces).union(
+            *(each.traces & traces for each in self._generations)
+        )
 
     def _work_out(self) -> None:
         """Add what was deferred, in the order in which it was filtered."""
-        if any(each.ids for each in self._generations):
+        if any(each.spans for each in self._generations):
             deferred, self._generations = self._generations, deque((_Generation(),))
             for generation in deferred:
                 for spans, now in generation.spans:
@@ -274,7 +275,7 @@ class Remembered:
         if generation.spans and generation.spans[0][1] < oldest:
             left = [each for each in generation.spans if each[1] >= oldest]
             generation.spans = left
-            generation.ids = set().union(*(spans.ids for spans, _ in left))
+            generation.traces = set().union(*(spans.traces for spans, _ in left))
             generation.weight = sum(spans.weight for spans, _ in left)
 
     def _changed(self) -> None:
@@ -288,29 +289,27 @@ class Remembered:
             deferred -= self._generations.popleft().weight
 
     def _note(self, key: bytes) -> None:
-        other = self._keys.setdefault(key[TRACE:], key)
+        trace = key[:TRACE]
+        other = self._keys.setdefault(trace, key)
         if isinstance(other, set):
             other.add(key)
         elif other != key:
-            self._keys[key[TRACE:]] = {other, key}
+            self._keys[trace] = {other, key}
 
     def _keep(self, keys: list[bytes]) -> None:
         self._since = {key: self._since[key] for key in keys}
-        self._keys = {key[TRACE:]: key for key in keys}
-        if len(self._keys) < len(keys):
-            for key in keys:
-                self._note(key)
+        self._keys = {}
+        for key in keys:
+            self._note(key)
 
     def touches(
-        self,
-        payload: bytes,
-        listed: Callable[[], Iterable[Collection[bytes]] | None] | None = None,
+        self, payload: bytes, listed: Callable[[], AbstractSet[bytes] | None] | None = None
     ) -> bool:
         """Whether a span in the payload may be a child of a remembered one. Never wrongly no.
 
-        ``listed``: gives what may be parent ids in it, None if these are too many.
+        ``listed``: gives what may be trace ids in it, None if these are too many.
         """
-        if not len(self):
+        if not self:
             return False
         search = self._searching(len(payload))
         if search is not None:
@@ -318,8 +317,8 @@ class Remembered:
                 return True
             if not parents.overlong(payload):
                 return False
-        found = parents.ids(payload, len(payload)) if listed is None else listed()
-        return found is None or any(map(self.may_be, found))
+        found = traces.ids(payload, len(payload)) if listed is None else listed()
+        return found is None or self.has(found)
 
     def _searching(self, size: int) -> Search | None:
         """A search for what is remembered, where that is cheaper than listing ``size`` bytes."""
@@ -328,7 +327,7 @@ class Remembered:
         if self._search is None:
             self._listed += size
             if self._listed > _WORTH * len(self):
-                every = set(self._keys).union(*(each.ids for each in self._generations))
-                ids = b"|".join(map(literal, every))
+                self._work_out()
+                ids = b"|".join({literal(key[TRACE:]) for key in self._since})
                 self._search = compiled(parents.HEAD + b"(?:" + ids + b")")
         return self._search

@@ -7,7 +7,7 @@ server spans among them, is worked out when somebody asks; mostly nobody does.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 
@@ -18,54 +18,60 @@ __all__ = ["Settled"]
 
 _WEIGHT = 4
 """What all of it takes beside the spans; a span that is worked out takes some 300 bytes."""
-_PART = 128
-"""Bytes of a span's part with the ids; usually that has 46."""
+_EACH = 300
+"""Bytes of the parts with the ids that weigh as much as a span that is worked out."""
 
 
 class Settled:
-    """These spans. ``found``: by shape what its expression's groups matched, each time.
+    """These spans. ``found``: by shape the part in which all ids are, each time it matched.
 
     ``others``: the codes of those that are no server spans.
     """
 
-    def __init__(
-        self, found: Mapping[Shape, Sequence[tuple[bytes, ...]]], others: AbstractSet[int]
-    ) -> None:
+    def __init__(self, found: Mapping[Shape, Sequence[bytes]], others: AbstractSet[int]) -> None:
         self.removed: dict[int, int] = {}
         """How many, by code."""
-        self.ids: list[bytes] = []
-        """Their span ids."""
-        self.servers = False
-        """Whether there are server spans among them that have ids."""
+        self.spans = 0
+        """How many they are."""
+        self.traces: set[bytes] = set()
+        """The trace ids of the server spans; who knows of more that count adds them."""
         self.weight = _WEIGHT
         """What they take in memory, where a remembered span that is worked out takes 1."""
         self._others = others
-        # By member of a shape the part of each such span in which its ids are.
-        self._parts: list[tuple[Member, tuple[bytes, ...]]] = []
-        for shape, matches in found.items():
-            groups = zip(*matches, strict=True)
+        # By shape the parts in which the ids are, for those that have some.
+        self._parts: list[tuple[Shape, Sequence[bytes]]] = []
+        for shape, parts in found.items():
+            number = len(parts)
             for member in shape.members:
-                self.removed[member.code] = self.removed.get(member.code, 0) + len(matches)
-                if member.span_id is not None:
-                    parts = next(groups)
-                    self._parts.append((member, parts))
-                    self.weight += len(parts) * (1 + len(parts[0]) // _PART)
-                    self.ids += next(groups)
-                    self.servers = self.servers or member.code not in others
+                self.removed[member.code] = self.removed.get(member.code, 0) + number
+            if shape.trace_id is not None:
+                self._parts.append((shape, parts))
+                if self._has_servers(shape):
+                    self.traces.update(map(shape.trace_id, parts))
+            self.spans += number * len(shape.members)
+            self.weight += number * max(len(shape.members), 1 + len(parts[0]) // _EACH)
 
-    def parent_ids(self) -> list[bytes]:
-        """The span ids of what is directly above them."""
-        found: list[bytes] = []
-        for member, parts in self._parts:
-            if member.parent_id is not None:
-                found += map(member.parent_id, parts)
-        return found
+    def _has_servers(self, shape: Shape) -> bool:
+        return any(each.trace_id and each.code not in self._others for each in shape.members)
+
+    def other_traces(self) -> set[bytes]:
+        """The trace ids of the other ones in which there is none of these."""
+        found: set[bytes] = set()
+        for shape, parts in self._parts:
+            if shape.trace_id is not None and not self._has_servers(shape):
+                found.update(map(shape.trace_id, parts))
+        return found - self.traces
+
+    def _members(self) -> Iterator[tuple[Member, Sequence[bytes]]]:
+        for shape, parts in self._parts:
+            for member in shape.members:
+                yield member, parts
 
     @cached_property
     def roots(self) -> set[bytes]:
         """The keys (trace id, span id) of the server spans."""
         found: set[bytes] = set()
-        for member, parts in self._parts:
+        for member, parts in self._members():
             if member.code not in self._others:
                 found.update(_keys(parts, member.trace_id, member.span_id))
         return {key for key in found if key[TRACE:] != NO_ID}
@@ -74,7 +80,7 @@ class Settled:
     def _below(self) -> dict[bytes, list[bytes]]:
         """By the key of a span the keys of those directly below it."""
         found: defaultdict[bytes, list[bytes]] = defaultdict(list)
-        for member, parts in self._parts:
+        for member, parts in self._members():
             if member.parent_id is not None:
                 keys = _keys(parts, member.trace_id, member.span_id)
                 above = _keys(parts, member.trace_id, member.parent_id)

@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import groupby, pairwise
-from operator import itemgetter
+from itertools import accumulate, groupby, pairwise
+from operator import itemgetter, sub
 from typing import Final, NamedTuple, TypeAlias
 
 from proto_stubs import (
@@ -31,7 +31,16 @@ from proto_stubs import (
     SPAN_TRACE_ID_FIELD,
 )
 from relay import wire
-from relay.processors.spans import DECIDING_KEYS, KEY_SIZES, Known, sift
+from relay.processors.spans import (
+    DECIDING_KEYS,
+    KEY_SIZES,
+    NOTHING_USUAL,
+    USUAL,
+    Known,
+    layout,
+    sift,
+    usual,
+)
 from relay.wire import LEN, MalformedError
 
 __all__ = ["Member", "Outline", "Shape", "Shapes", "Take", "outline"]
@@ -53,6 +62,11 @@ _TRIED: Final = 4
 _LOOK: Final = 8
 _LOOK_SELDOM: Final = 1024
 """Requests between two looks for spans that are found side by side; more and more if none are."""
+_USUAL: Final = 8
+"""Sizes of spans that stay that are kept at most."""
+_WORTHWHILE: Final = 8
+"""One in so many spans has to have other sizes than those that are kept, before others are kept:
+that takes 2 ms."""
 _DOTS: Final = 4
 """Up to so many bytes that may be anything are passed faster one by one than as a repetition."""
 
@@ -84,38 +98,27 @@ class Outline(NamedTuple):
         placed = [(at, at + size) for at, size in zip(self.ids, _SIZES, strict=True) if at]
         return min(placed)[0], max(behind for _, behind in placed)
 
-    def expression(self) -> bytes:
-        """Matches such a span. Groups, if it has ids: the part in which they are, the span id."""
-        first, behind = self.part
-        if not behind:
-            return self._expression(0, len(self.span))
-        at = self.ids[1]
-        return b"%b(%b(%b)%b)%b" % (
-            self._expression(0, first),
-            self._expression(first, at),
-            self._expression(at, at + 8),
-            self._expression(at + 8, behind),
-            self._expression(behind, len(self.span)),
-        )
 
-    def _expression(self, start: int, end: int) -> bytes:
-        out: list[bytes] = []
-        pos = start
-        for fixed, run in groupby(self.fixed[start:end]):
-            size = len(list(run))
-            if fixed:
-                out.append(re.escape(self.span[pos : pos + size]))
-            else:
-                # Possessive, or the rest of the expression would be tried in a call.
-                out.append(b"." * size if size <= _DOTS else b".{%d}+" % size)
-            pos += size
-        return b"".join(out)
+def _expression(span: bytes, fixed: bytes) -> bytes:
+    """Matches what is the same in all fixed bytes."""
+    out: list[bytes] = []
+    pos = 0
+    for same, run in groupby(fixed):
+        size = len(list(run))
+        if same:
+            out.append(re.escape(span[pos : pos + size]))
+        else:
+            # Possessive, or the rest of the expression would be tried in a call.
+            out.append(b"." * size if size <= _DOTS else b".{%d}+" % size)
+        pos += size
+    return b"".join(out)
 
 
 class Member(NamedTuple):
     """A span of a shape. ``code``: why it goes.
 
-    The others take its ids out of the part in which they are; None: there is none.
+    The others take its ids out of what the shape's group matches; None: there is none, and where
+    trace id or span id is missing there are none at all.
     """
 
     code: int
@@ -125,7 +128,10 @@ class Member(NamedTuple):
 
 
 class Shape:
-    """One or some spans that stand side by side, each with the code that says why it goes."""
+    """One or some spans that stand side by side, each with the code that says why it goes.
+
+    Those of them that have ids are of one trace.
+    """
 
     def __init__(self, outlines: tuple[tuple[Outline, int], ...]) -> None:
         self.outlines = outlines
@@ -133,15 +139,41 @@ class Shape:
         """In bytes."""
         self.first_size = len(outlines[0][0].span)
         self.members: list[Member] = []
-        for each, code in outlines:
-            first, behind = each.part
+        starts = list(accumulate((len(each.span) for each, _ in outlines), initial=0))
+        parts = [
+            (start + each.part[0], start + each.part[1])
+            for start, (each, _) in zip(starts, outlines, strict=False)
+            if each.part[1]
+        ]
+        begin, end = (parts[0][0], parts[-1][1]) if parts else (0, 0)
+        # What the expression has beside the bytes of the spans: where, instead of how many.
+        inserted = [(begin, 0, b"(")]
+        trace = b"(?P<trace>.{16}+)"
+        for start, (each, code) in zip(starts, outlines, strict=False):
+            if each.part[1]:
+                inserted.append((start + each.ids[0], _SIZES[0], trace))
+                # By name: after a number a digit could follow.
+                trace = b"(?P=trace)"
             takes = [
-                itemgetter(slice(at - first, at - first + size)) if at and behind else None
+                itemgetter(slice(start + at - begin, start + at - begin + size))
+                if at and each.part[1]
+                else None
                 for at, size in zip(each.ids, _SIZES, strict=True)
             ]
             self.members.append(Member(code, *takes))
-        expression = b"".join(each.expression() for each, _ in outlines)
-        self.match = re.compile(expression, re.DOTALL).match
+        inserted.append((end, 0, b")"))
+        self.trace_id = next((each.trace_id for each in self.members if each.trace_id), None)
+        """Takes the trace id out of what the group matches; None: no span has ids."""
+        span = b"".join(each.span for each, _ in outlines)
+        fixed = b"".join(each.fixed for each, _ in outlines)
+        out: list[bytes] = []
+        pos = 0
+        for at, instead, text in inserted:
+            out += (_expression(span[pos:at], fixed[pos:at]), text)
+            pos = at + instead
+        out.append(_expression(span[pos:], fixed[pos:]))
+        self.match = re.compile(b"".join(out), re.DOTALL).match
+        """Its group 1 is the part in which all ids of all spans are; empty if they have none."""
 
 
 def outline(buf: bytes, start: int, body: int, end: int) -> Outline:
@@ -196,6 +228,8 @@ class Shapes:
         self._filtered: Counter[int] = Counter()
         self._pause = 0
         self._looks = self._until_look = _LOOK
+        self.usual = NOTHING_USUAL
+        """Sizes, none of them in ``by_size``, that many spans had which stayed."""
 
     def learn(self, buf: bytes, start: int, body: int, end: int, code: int) -> None:
         """A span was read and filtered; others like it may come.
@@ -217,19 +251,29 @@ class Shapes:
             return
         self._add(Shape(((found, code),)))
 
-    def join(self, buf: bytes) -> None:
-        """Spans in this request have been recognized; are any of them often side by side?"""
+    def look(self, buf: bytes, units: int) -> None:
+        """Spans in this request, of so many, have been recognized: see what it is made of.
+
+        Are any of them often side by side? Which sizes are usual among the others?
+        """
         self._until_look -= 1
         if self._until_look > 0:
             return
         self._looks = min(2 * self._looks, _LOOK_SELDOM)
-        found: dict[int, Shape] = {}
+        self._join(buf)
+        self._until_look = self._looks
+        where = layout(buf, units)
+        self._note_usual(Counter(map(sub, where.ends, where.starts)))
+
+    def _join(self, buf: bytes) -> None:
+        found: dict[int, tuple[Shape, bytes]] = {}
 
         def noting(known: Known[Shape]) -> Known[Shape]:
             def test(buf: bytes, pos: int) -> re.Match[bytes] | None:
                 match = known.test(buf, pos)
                 if match:
-                    found[pos] = known.told
+                    shape = known.told
+                    found[pos] = shape, shape.trace_id(match[1]) if shape.trace_id else b""
                 return match
 
             return known._replace(test=test)
@@ -237,8 +281,8 @@ class Shapes:
         sift(buf, {size: list(map(noting, known)) for size, known in self.by_size.items()})
         pairs = Counter(
             (one, other)
-            for (pos, one), (following, other) in pairwise(found.items())
-            if pos + one.size == following and self._may_join(one, other)
+            for (pos, (one, trace)), (following, (other, same)) in pairwise(found.items())
+            if pos + one.size == following and trace == same and self._may_join(one, other)
         )
         for (one, other), times in pairs.most_common(1):
             if times >= _SEEN:
@@ -249,7 +293,14 @@ class Shapes:
                     self._keep_single()
                 self._joint += 1
                 self._add(Shape(one.outlines + other.outlines))
-        self._until_look = self._looks
+
+    def _note_usual(self, times: Counter[int]) -> None:
+        for size in self.by_size:
+            del times[size]
+        often = [n for n, count in times.most_common(_USUAL) if n in USUAL and count >= _SEEN]
+        more = sum(times[n] for n in often) - sum(times[n] for n in self.usual.sizes)
+        if more * _WORTHWHILE > times.total():
+            self.usual = usual(often)
 
     def _may_join(self, one: Shape, other: Shape) -> bool:
         outlines = one.outlines + other.outlines
@@ -272,6 +323,8 @@ class Shapes:
             self.by_size.clear()
             self._count = self._joint = 0
         self._count += 1
+        if shape.first_size in self.usual.sizes:
+            self.usual = usual(n for n in self.usual.sizes if n != shape.first_size)
         known = self.by_size.setdefault(shape.first_size, [])
         known.append(Known(shape.match, shape, shape.size, len(shape.members)))
         known.sort(key=lambda each: -each.size)

@@ -15,7 +15,7 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from proto_stubs import (
@@ -47,17 +47,21 @@ __all__ = [
     "ASGI_EVENT",
     "DECIDING_KEYS",
     "KEY_SIZES",
+    "NOTHING_USUAL",
     "URL_KEYS",
+    "USUAL",
     "Known",
     "Layout",
     "Sifted",
     "SpanFacts",
+    "Usual",
     "attribute",
     "cut",
     "layout",
     "path_of_url",
     "read",
     "sift",
+    "usual",
     "without",
 ]
 
@@ -431,21 +435,55 @@ class Known(NamedTuple, Generic[K]):
     spans: int
 
 
+class Usual(NamedTuple):
+    """Sizes of spans that stay, tag and length included, see :func:`usual`."""
+
+    sizes: Mapping[int, None]
+    """In the order in which they are tried."""
+    passing: Callable[[bytes, int, int], re.Match[bytes] | None]
+    """(payload, where a tag stands, where the scope ends): matches the spans of these sizes that
+    stand there side by side, up to :data:`_PASSED`; ``lastindex`` says how many."""
+
+
+def usual(sizes: Iterable[int]) -> Usual:
+    """Passes spans of these sizes (each in :data:`USUAL`) in half the time of a loop."""
+    tried = dict.fromkeys(sizes)
+    heads = [
+        re.escape(bytes((body & 0x7F | 0x80, body >> 7))) + b".{%d}+" % body
+        for body in (size - 3 for size in tried)
+    ]
+    # An alternative that is missing never matches. Each span has a group of its own, empty, since
+    # the number of the last one is all that an expression tells about how often it went around.
+    span = re.escape(bytes((_SPANS,))) + b"(?:%b)()" % (b"|".join(heads) or rb"(?!)")
+    expression = span
+    for _ in range(_PASSED - 1):
+        expression = b"%b(?:%b|)" % (span, expression)
+    return Usual(tried, re.compile(expression, re.DOTALL).match)
+
+
+USUAL: Final = range(0x80 + 3, 0x4000 + 3)
+"""Sizes of spans whose length takes two bytes."""
+_PASSED: Final = 8
+"""Spans that one match passes at most: more are hardly faster, but take longer to compile."""
+NOTHING_USUAL: Final = usual(())
+
+
 def sift(  # noqa: C901, PLR0912, PLR0915 - three loops in each other; apart they would be calls
-    buf: bytes, known: Mapping[int, Sequence[Known[K]]]
-) -> tuple[Sifted, dict[K, list[tuple[bytes, ...]]]] | None:
+    buf: bytes, known: Mapping[int, Sequence[Known[K]]], often: Usual = NOTHING_USUAL
+) -> tuple[Sifted, dict[K, list[bytes]]] | None:
     """Count the spans, and find in the same walk those that are known by their looks.
 
-    ``known``: what to try, by the size of the (first) span, tag and length included. Returns also,
-    by what the first matching test tells, the groups that it matched, each time. None when
-    something in the request is not written as all SDKs write it; a request that is taken is as
-    well-formed as ``wire.count`` wants it.
+    ``known``: what to try, by the size of the (first) span, tag and length included. ``often``:
+    other sizes, of spans to pass. Returns also, by what the first matching test tells, the groups
+    that it matched, each time. None when something in the request is not written as all SDKs write
+    it; a request that is taken is as well-formed as ``wire.count`` wants it.
     """
-    found: defaultdict[K, list[tuple[bytes, ...]]] = defaultdict(list)
+    found: defaultdict[K, list[bytes]] = defaultdict(list)
     is_span = _SPANS
     cuts: list[_Cut] = []
     spans = gone = 0
     read3, steps = wire.read3, wire.STEPS
+    sizes, passing = often
     pos, request_end = 0, len(buf)
     try:
         while pos < request_end:
@@ -484,12 +522,16 @@ def sift(  # noqa: C901, PLR0912, PLR0915 - three loops in each other; apart the
                     if not step:
                         return None
                     if tag == is_span:
+                        if step in sizes and (run := passing(buf, pos, ss_end)):
+                            spans += run.lastindex or 0
+                            pos = run.end()
+                            continue
                         spans += 1
                         if step in known:
                             for test, told, whole_size, number in known[step]:
                                 match = test(buf, pos)
                                 if match and pos + whole_size <= ss_end:
-                                    found[told].append(match.groups())
+                                    found[told].append(match[1])
                                     spans += number - 1
                                     gone += number
                                     step = whole_size

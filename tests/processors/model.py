@@ -20,7 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from proto_stubs import TRACES
 from relay import wire
-from relay.processors import Result, filters, parents, remembered, search, shapes
+from relay.processors import Result, filters, parents, remembered, search, shapes, traces
 from relay.processors.filters import SpanFilter
 from relay.processors.patterns import UrlRules
 
@@ -345,6 +345,16 @@ SETTINGS = (
 )
 
 
+def parses(span: bytes) -> bool:
+    for tag in (b"\x12", b"\x12", b"\x0a"):
+        span = tag + wire.varint(len(span)) + span
+    try:
+        ExportTraceServiceRequest.FromString(span)
+    except DecodeError:
+        return False
+    return True
+
+
 class Writer:
     """Writes protobuf as nobody would, if ``odd``; what it means stays well-defined."""
 
@@ -494,16 +504,11 @@ class Writer:
             at = rng.randrange(len(span))
             byte = rng.choice((span[at] ^ 1 << rng.randrange(8), rng.randrange(256)))
             other = other[:at] + bytes((byte,)) + other[at + 1 :]
-        frame = other
-        for tag in (b"\x12", b"\x12", b"\x0a"):
-            frame = tag + wire.varint(len(frame)) + frame
-        try:
-            ExportTraceServiceRequest.FromString(frame)
-        except DecodeError:
-            return span
-        return other
+        return other if parses(other) else span
 
-    def new_span(self) -> bytes:
+    def new_span(
+        self, kind: int | None = None, attributes: Sequence[tuple[str, str | None]] | None = None
+    ) -> bytes:
         rng = self.rng
         ids = (*IDS, *IDS, b"", bytes(8), b"short", b"nine-long")
         fields = [
@@ -519,12 +524,13 @@ class Writer:
         if rng.random() < 0.3:
             fields.append(self.tag(16, 5) + bytes((1, 1, 0, 0)))
         fields.append(self.data(5, self.decoy()))
-        if rng.random() < 0.9:
-            fields.append(self.number(6, rng.choice((1, 1, 1, 2, 2, 2, 3, 4, 5))))
+        if kind is not None or rng.random() < 0.9:
+            fields.append(self.number(6, kind or rng.choice((1, 1, 1, 2, 2, 2, 3, 4, 5))))
         if self.chance(0.06):
             fields.append(self.number(6, rng.randint(0, 3)))
         fields += [self.tag(7, 1) + rng.randbytes(8), self.tag(8, 1) + rng.randbytes(8)]
-        fields += [self.data(9, self.pair(*pair)) for pair in self.attributes()]
+        pairs = self.attributes() if attributes is None else attributes
+        fields += [self.data(9, self.pair(*pair)) for pair in pairs]
         if rng.random() < 0.2:
             event = self.tag(1, 1) + rng.randbytes(8) + self.data(2, self.decoy())
             event += self.data(3, self.pair("url.path", "/health"))
@@ -536,6 +542,40 @@ class Writer:
         if self.chance(0.05):
             fields.append(self.tag(4, 0) + b"\x01")
         return self.mixed(fields)
+
+    def health_check(self) -> list[bytes]:
+        """The spans of a request that mostly goes."""
+        rng = self.rng
+        path = (("url.path", "/health"), ("log", self.decoy().decode()))
+        event = (("asgi.event.type", "http.response.start"),)
+        spans = [self.new_span(1, event) for _ in range(rng.randint(0, 2))]
+        spans.append(self.new_span(2, path))
+        rng.shuffle(spans)
+        return spans
+
+    def block(self, kinds: Sequence[bytes]) -> list[bytes]:
+        """Spans of these kinds, in this order, of one trace; now and then with a change."""
+        rng = self.rng
+        trace = rng.choice(TRACES_)
+        spans = []
+        for span in kinds:
+            other = self.variation(span) if rng.random() < 0.05 else span
+            for old in TRACES_:
+                other = other.replace(old, trace)
+            for old in IDS:
+                if rng.random() < 0.5:
+                    other = other.replace(old, rng.choice(IDS))
+            spans.append(other if parses(other) else span)
+        return spans
+
+    def regular(self, blocks: Sequence[Sequence[bytes]]) -> bytes:
+        """A request with some of these, in any order."""
+        rng = self.rng
+        scope = [self.data(1, self.data(1, self.decoy()))]
+        for _ in range(rng.randint(1, 12)):
+            scope += [self.data(2, span) for span in self.block(rng.choice(blocks))]
+        entry = self.data(1, self.data(1, self.pair("service.name", "shop")))
+        return self.data(1, entry + self.data(2, self.mixed(scope)))
 
     def request(self, most: int) -> bytes:
         rng = self.rng
@@ -557,19 +597,21 @@ def tuned(rng: random.Random) -> Iterator[None]:
     with (
         patch.object(search, "SMALL", rng.choice((0, 4096))),
         patch.object(parents, "SMALL", rng.choice((0, 4096))),
-        patch.object(parents, "_LARGEST", rng.choice((0, 1 << 20))),
+        patch.object(traces, "_LARGEST", rng.choice((0, 1 << 20))),
         patch.object(parents, "_WINDOW", rng.choice((32, 300, 65536))),
+        patch.object(traces, "_WINDOW", rng.choice((32, 300, 65536))),
         patch.object(remembered, "_SMALL", rng.choice((0, 0, 8192))),
         patch.object(remembered, "_WORTH", 0),
         patch.object(remembered, "_COMPILED", rng.choice((3, 128))),
         patch.object(filters, "_ROUNDS", rng.choice((0, 1, 8))),
         patch.object(shapes, "_SEEN", 0),
         patch.object(shapes, "_PAUSE", 0),
-        patch.object(shapes, "_LOOK", rng.choice((1, 8))),
+        patch.object(shapes, "_LOOK", rng.choice((1, 1, 8))),
         patch.object(shapes, "_LOOK_SELDOM", 1),
         patch.object(shapes, "_MOST", rng.choice((1, 64))),
+        patch.object(shapes, "_WORTHWHILE", rng.choice((1, 8, 1000))),
         patch.object(filters, "_SIFTED", rng.choice((0, 1 << 20))),
-        patch.object(filters, "_MANY_PARENTS", rng.choice((0, 1024))),
+        patch.object(filters, "_MANY_IDS", rng.choice((0, 1024))),
     ):
         yield
 
@@ -578,7 +620,22 @@ def case(rng: random.Random) -> tuple[Settings, list[tuple[bytes, float, bool]]]
     """Settings, and some requests that come one after the other."""
     steps: list[tuple[bytes, float, bool]] = []
     history: list[bytes] = []
-    for _ in range(rng.choice((1, 2, 3, 6))):
-        payload = Writer(rng, history).request(rng.choice((1, 3, 6)))
+    blocks: list[list[bytes]] = []
+    if rng.random() < 0.2:
+        # An app that does the same few things again and again, so that its spans become known.
+        writer = Writer(rng)
+        writer.odd = rng.random() < 0.1
+        for _ in range(rng.randint(1, 4)):
+            if rng.random() < 0.4:
+                blocks.append(writer.health_check())
+            else:
+                blocks.append([writer.new_span() for _ in range(rng.randint(1, 4))])
+    for _ in range(rng.choice((4, 8, 12) if blocks else (1, 2, 3, 6))):
+        writer = Writer(rng, history)
+        if blocks and rng.random() < 0.95:
+            writer.odd = rng.random() < 0.1
+            payload = writer.regular(blocks)
+        else:
+            payload = writer.request(rng.choice((1, 3, 6)))
         steps.append((payload, rng.choice((0.0, 0.5, 30.0, 61.0)), rng.random() < 0.3))
     return rng.choice(SETTINGS), steps

@@ -370,6 +370,29 @@ def test_event_spans_known_by_their_looks_pass_on_what_is_above_them() -> None:
         assert run(filters, span("below", "event")) == ("", {"subtree": 1})
 
 
+def test_event_spans_known_by_their_looks_pass_on_that_an_included_one_is_above() -> None:
+    api = span("api", kind=SERVER, url_path="/api/x")
+    event = span("event", "api", asgi_event_type="x")
+    page = span("page", kind=SERVER, url_path="/page")
+    cases = [
+        # What is below it stays, whatever its path.
+        ((api, event, span("again", "event", kind=SERVER, url_path="/other")), "api again"),
+        # It ends the subtree of another one, even if that has the same id.
+        ((api, event, page, span("api", kind=SERVER, url_path="/page")), "api"),
+    ]
+    for spans, left in cases:
+        plain, knowing = made("", "/api/*"), made("", "/api/*")
+        with patch.object(shapes, "_SEEN", 0), patch.object(shapes, "_PAUSE", 0):
+            run(knowing, span("event", "api", asgi_event_type="x", trace=bytes(16)))
+        assert knowing._shapes.by_size
+        expected = run(plain, *spans)
+        assert expected[0] == left
+        assert run(knowing, *spans) == expected
+        # Nor does the event span take along what waits or comes later.
+        for filters in (plain, knowing):
+            assert run(filters, span("late", "event"))[0] == "late"
+
+
 @pytest.mark.parametrize("order", [("server", "event"), ("event", "server")])
 def test_what_is_known_by_its_looks_takes_along_what_is_below_it(order: tuple[str, str]) -> None:
     def spans(trace: bytes) -> list[Span]:

@@ -1,12 +1,12 @@
 import contextlib
 import random
 import tracemalloc
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 
 import pytest
 
-from relay.processors import parents
+from relay.processors import traces
 from relay.processors.filters import SpanFilter
 from relay.processors.patterns import UrlRules
 from relay.processors.remembered import (
@@ -14,19 +14,30 @@ from relay.processors.remembered import (
     LISTED_IDS,
     MOST,
     SECONDS,
+    TRACE,
     Listings,
     Remembered,
 )
 from relay.wire import MalformedError
 
 
-def key(number: int, trace: int = 1) -> bytes:
-    return trace.to_bytes(16) + number.to_bytes(8)
+def key(number: int, trace: int | None = None) -> bytes:
+    """Of a span, by default of one that is alone in its trace."""
+    return (number if trace is None else trace).to_bytes(TRACE) + number.to_bytes(8)
+
+
+def trace(number: int) -> bytes:
+    return key(number)[:TRACE]
+
+
+def known(seen: Remembered, now: float = 0) -> set[bytes]:
+    """The keys of all that is remembered."""
+    return seen.recent({trace(number) for number in range(10_000)}, now)
 
 
 def child_of(number: int) -> bytes:
     """A request with one span. Several in a row are a request, too."""
-    payload = b'\x12\x08abcdefgh"\x08' + number.to_bytes(8)
+    payload = b"\x0a\x10" + trace(number) + b'\x12\x08abcdefgh"\x08' + key(number)[TRACE:]
     for tag in (b"\x12", b"\x12", b"\x0a"):
         payload = tag + bytes((len(payload),)) + payload
     return payload
@@ -35,13 +46,14 @@ def child_of(number: int) -> bytes:
 def test_remembers_for_a_minute() -> None:
     seen = Remembered()
     seen.add({key(1)}, 100)
-    assert seen.recent([key(1)[16:]], 100 + SECONDS) == {key(1)}
-    assert seen.recent([key(1)[16:]], 100.5 + SECONDS) == set()
-    assert seen.recent([key(2)[16:]], 100) == set()
+    assert seen.recent({trace(1)}, 100 + SECONDS) == {key(1)}
+    assert seen.recent({trace(1)}, 100.5 + SECONDS) == set()
+    assert seen.recent({trace(2)}, 100) == set()
     assert len(seen) == 1
     seen.expire(106 + SECONDS)
     assert len(seen) == 0
-    assert not seen.ids
+    assert not seen
+    assert not seen.has({trace(1)})
     assert not seen.touches(child_of(1))
 
 
@@ -50,15 +62,19 @@ def test_seen_again_is_remembered_from_then() -> None:
     seen.add({key(1), key(2)}, 0)
     seen.add({key(1)}, 50)
     seen.expire(70)
-    assert seen.recent([key(1)[16:], key(2)[16:]], 70) == {key(1)}
+    assert seen.recent({trace(1), trace(2)}, 70) == {key(1)}
     assert len(seen) == 1
 
 
-def test_traces_may_share_span_ids() -> None:
+def test_a_trace_may_have_several_and_others_the_same_span_ids() -> None:
     seen = Remembered()
-    seen.add({key(1, trace) for trace in range(5)}, 0)
-    assert seen.recent([key(1)[16:]], 1) == {key(1, trace) for trace in range(5)}
-    assert len(seen.ids) == 1
+    seen.add({key(1, 7), key(2, 7), key(1, 8)}, 0)
+    seen.add({key(3, 7)}, 5)
+    assert seen.recent({trace(7)}, 5) == {key(1, 7), key(2, 7), key(3, 7)}
+    assert seen.recent({trace(8), trace(9)}, 5) == {key(1, 8)}
+    assert seen.recent({trace(7)}, 3 + SECONDS) == {key(3, 7)}
+    assert seen.of({key(1, 7), key(2, 8), key(9)}, 5) == {key(1, 7)}
+    assert seen.among({trace(7), trace(9)}) == {trace(7)}
 
 
 def test_never_holds_more_than_its_bound_and_forgets_the_oldest() -> None:
@@ -67,11 +83,11 @@ def test_never_holds_more_than_its_bound_and_forgets_the_oldest() -> None:
         seen.add({key(number)}, number / 1000)
         assert len(seen) <= 100
     assert len(seen) > 45
-    left = {key(number)[16:] for number in range(1000 - len(seen), 1000)}
-    assert set(seen.ids) == left
+    assert known(seen) == {key(number) for number in range(1000 - len(seen), 1000)}
     seen.add({key(number) for number in range(5000, 5300)}, 2)
     assert len(seen) <= 100
-    assert set(seen.ids) <= {key(number)[16:] for number in range(5000, 5300)}
+    assert len(known(seen)) == len(seen)
+    assert known(seen) <= {key(number) for number in range(5000, 5300)}
 
 
 def test_the_default_bound_costs_about_what_is_said() -> None:
@@ -93,8 +109,8 @@ class Spans:
     def __init__(self, *keys: bytes, below: bytes = b"") -> None:
         self.keys = keys
         self.below = below
-        self.ids = [key[16:] for key in keys]
-        self.weight = len(keys)
+        self.traces = {key[:TRACE] for key in keys}
+        self.spans = self.weight = len(keys)
         self.asked: list[set[bytes]] = []
 
     def condemned(self, known: Callable[[Iterable[bytes]], AbstractSet[bytes]]) -> set[bytes]:
@@ -102,8 +118,8 @@ class Spans:
         return self.asked[-1]
 
 
-def listed(payload: bytes) -> Sequence[Collection[bytes]]:
-    found = parents.ids(payload, len(payload))
+def listed(payload: bytes) -> AbstractSet[bytes]:
+    found = traces.ids(payload, len(payload))
     assert found is not None
     return found
 
@@ -114,11 +130,13 @@ def test_what_is_deferred_is_remembered_and_worked_out_when_asked_for() -> None:
     assert seen.defer(spans, listed(child_of(3)), 100)
     assert len(seen) == 2
     assert not seen.touches(child_of(3))
-    assert seen.may_be([key(3)[16:], key(2)[16:]])
+    assert seen.has({trace(3), trace(2)})
+    assert not seen.has({trace(3)})
+    assert seen.among({trace(3), trace(2)}) == {trace(2)}
     assert seen.touches(child_of(2))
     assert not spans.asked
-    assert seen.recent([key(2)[16:], key(3)[16:]], 100 + SECONDS) == {key(2)}
-    assert seen.recent([key(1)[16:]], 100.5 + SECONDS) == set()
+    assert seen.recent({trace(2), trace(3)}, 100 + SECONDS) == {key(2)}
+    assert seen.recent({trace(1)}, 100.5 + SECONDS) == set()
     assert spans.asked == [{key(1), key(2)}]
     assert seen.touches(child_of(1))
 
@@ -126,11 +144,11 @@ def test_what_is_deferred_is_remembered_and_worked_out_when_asked_for() -> None:
 def test_what_was_deferred_knows_what_went_before_it_and_only_that() -> None:
     seen = Remembered()
     early, late, expired = (Spans(key(n), below=key(1)) for n in (2, 3, 4))
-    assert seen.defer(early, [], 0)
-    assert seen.defer(Spans(key(1)), [], 1)
-    assert seen.defer(late, [], 1 + SECONDS)
-    assert seen.defer(expired, [], 1.5 + SECONDS)
-    assert seen.ids == {key(1)[16:], key(3)[16:]}
+    assert seen.defer(early, set(), 0)
+    assert seen.defer(Spans(key(1)), set(), 1)
+    assert seen.defer(late, set(), 1 + SECONDS)
+    assert seen.defer(expired, set(), 1.5 + SECONDS)
+    assert known(seen, 1 + SECONDS) == {key(1), key(3)}
 
 
 @pytest.mark.parametrize("number", [1, 7])
@@ -140,39 +158,39 @@ def test_what_is_asked_for_at_once_is_not_deferred(number: int) -> None:
     spans = Spans(key(1))
     assert not seen.defer(spans, listed(child_of(number)), 0)
     seen.add({key(1)}, 0)
-    assert seen.ids == {key(1)[16:], key(7)[16:]}
+    assert known(seen) == {key(1), key(7)}
     assert not spans.asked
 
 
 def test_what_is_deferred_expires_and_has_its_share_of_the_bound() -> None:
     seen = Remembered(most=100)
     seen.add({key(number) for number in range(60)}, 0)
-    assert not seen.defer(Spans(*(key(number) for number in range(26))), [], 0)
+    assert not seen.defer(Spans(*(key(number) for number in range(26))), set(), 0)
     for number in range(100, 1000, 5):
         spans = Spans(*(key(number + n) for n in range(5)))
-        assert seen.defer(spans, [], number / 1000)
+        assert seen.defer(spans, set(), number / 1000)
         assert 50 <= len(seen) <= 100
-        assert seen.may_be(spans.ids)
+        assert all(seen.has({each}) for each in spans.traces)
     kept = len(seen)
-    assert not seen.may_be([key(number)[16:] for number in range(1000 - kept)])
-    assert seen.may_be([key(1000 - kept)[16:]])
+    assert not seen.has({trace(number) for number in range(1000 - kept)})
+    assert seen.has({trace(1000 - kept)})
     seen.expire(50)
     assert len(seen) == kept
     seen.expire(1 + SECONDS)
     assert len(seen) == 0
-    assert not seen.may_be([key(number)[16:] for number in range(1000)])
+    assert not seen.has({trace(number) for number in range(1000)})
 
 
 def test_the_oldest_of_both_kinds_go_first() -> None:
     seen = Remembered(most=100)
-    seen.defer(Spans(*(key(number) for number in range(20))), [], 0)
+    seen.defer(Spans(*(key(number) for number in range(20))), set(), 0)
     seen.add({key(number) for number in range(20, 60)}, 1)  # This works out the others.
     for first in range(60, 100, 20):
-        seen.defer(Spans(*(key(number) for number in range(first, first + 20))), [], 2)
+        seen.defer(Spans(*(key(number) for number in range(first, first + 20))), set(), 2)
     assert len(seen) == 100
-    seen.defer(Spans(key(100)), [], 3)
+    seen.defer(Spans(key(100)), set(), 3)
     assert len(seen) == 50
-    assert {key(number)[16:] for number in range(60, 101)} < seen.ids
+    assert {key(number) for number in range(60, 101)} < known(seen, 3)
 
 
 def test_nothing_is_forgotten_early_that_the_bound_has_room_for() -> None:
@@ -180,10 +198,10 @@ def test_nothing_is_forgotten_early_that_the_bound_has_room_for() -> None:
     for number in range(5000):
         now = number / 25
         seen.expire(now)
-        assert seen.defer(Spans(key(number)), [], now)
+        assert seen.defer(Spans(key(number)), set(), now)
         first = max(0, number - int(25 * SECONDS))
-        assert seen.may_be([key(first)[16:]])
-        assert seen.may_be([key((first + number) // 2)[16:]])
+        assert seen.has({trace(first)})
+        assert seen.has({trace((first + number) // 2)})
         assert len(seen) <= 25 * (SECONDS + 5) + 1
 
 
@@ -192,27 +210,27 @@ def test_only_the_part_that_has_expired_is_forgotten(rotated: bool) -> None:
     seen = Remembered(most=50)
     early = [key(number) for number in range(24)]
     for few in (early[:12], early[12:]):
-        assert seen.defer(Spans(*few), [], 0)
-    assert seen.defer(Spans(key(50)), [], 30)
+        assert seen.defer(Spans(*few), set(), 0)
+    assert seen.defer(Spans(key(50)), set(), 30)
     if rotated:
-        assert seen.defer(Spans(key(60)), [], 31)
+        assert seen.defer(Spans(key(60)), set(), 31)
     assert len(seen._generations) == 2
     seen.expire(10 + SECONDS)
-    assert not seen.may_be([each[16:] for each in early])
-    assert seen.may_be([key(50)[16:]])
+    assert not seen.has({each[:TRACE] for each in early})
+    assert seen.has({trace(50)})
     seen.expire(30.5 + SECONDS)
-    assert not seen.may_be([key(50)[16:]])
-    assert seen.may_be([key(60)[16:]]) == rotated
+    assert not seen.has({trace(50)})
+    assert seen.has({trace(60)}) == rotated
 
 
 def test_who_asks_at_once_is_told_of_all_that_went_before() -> None:
     for count in range(1, 30):
         seen = Remembered(most=100)
         for number in range(count):
-            assert seen.defer(Spans(*(key(10 * number + n) for n in range(10))), [], number)
+            assert seen.defer(Spans(*(key(10 * number + n) for n in range(10))), set(), number)
         oldest = max(0, 10 * count - len(seen))
-        assert not seen.defer(Spans(key(9999)), [{key(oldest)[16:]}], count)
-        assert seen.recent([key(oldest)[16:]], count) == {key(oldest)}
+        assert not seen.defer(Spans(key(9999)), {trace(oldest)}, count)
+        assert seen.recent({trace(oldest)}, count) == {key(oldest)}
 
 
 def test_what_was_worked_out_goes_before_what_was_deferred_later() -> None:
@@ -220,21 +238,21 @@ def test_what_was_worked_out_goes_before_what_was_deferred_later() -> None:
     seen.add({key(number) for number in range(48)}, 0)
     at = 100
     for count in (13, 13, 25, 1, 25):
-        assert seen.defer(Spans(*(key(at + n) for n in range(count))), [], 1)
+        assert seen.defer(Spans(*(key(at + n) for n in range(count))), set(), 1)
         at += count
-    assert seen.may_be([key(100)[16:]])
-    assert not seen.may_be([key(number)[16:] for number in range(48)])
+    assert seen.has({trace(100)})
+    assert not seen.has({trace(number) for number in range(48)})
 
 
 def test_the_same_again_and_again_does_not_grow() -> None:
     seen = Remembered(most=100)
     for number in range(2000):
-        assert seen.defer(Spans(key(1), key(2)), [], number / 1000)
+        assert seen.defer(Spans(key(1), key(2)), set(), number / 1000)
         assert sum(len(each.spans) for each in seen._generations) <= 50
-    assert seen.ids == {key(1)[16:], key(2)[16:]}
+    assert known(seen, 2) == {key(1), key(2)}
     heavy = Spans(key(3))
     heavy.weight = 26
-    assert not seen.defer(heavy, [], 3)
+    assert not seen.defer(heavy, set(), 3)
 
 
 def test_what_is_deferred_costs_no_more_than_what_is_not() -> None:
@@ -243,7 +261,7 @@ def test_what_is_deferred_costs_no_more_than_what_is_not() -> None:
     try:
         seen = Remembered()
         for now in range(MOST * 2 // 100):
-            seen.defer(Spans(*(rng.randbytes(24) for _ in range(100))), [], now / 100)
+            seen.defer(Spans(*(rng.randbytes(24) for _ in range(100))), set(), now / 100)
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -263,23 +281,23 @@ def test_says_whether_a_payload_may_hold_a_child(size: int, count: int) -> None:
     assert seen.touches(noise + child_of(count) + noise)
     assert seen.touches(noise + child_of(count), lambda: listed(noise + child_of(count)))
     assert seen.touches(noise + child_of(count), lambda: None)  # Too many to be listed.
-    assert seen.defer(Spans(key(count + 1)), [], 0)
+    assert seen.defer(Spans(key(count + 1)), set(), 0)
     assert seen.touches(noise + child_of(count + 1) + noise)
 
 
-def test_listings_know_what_may_be_a_parent_in_a_payload() -> None:
+def test_listings_know_what_may_be_a_trace_in_a_payload() -> None:
     listings = Listings()
     small, large = child_of(7), b"." * 20_000 + child_of(7)
     for payload in (small, large):
         listings.note(payload)
-        assert not listings.any_names([payload], {key(8)[16:]})
-        assert listings.any_names([payload], {key(7)[16:], key(8)[16:]})
-        assert listings.any_names([payload], {key(7)[16:]})
-        assert not listings.any_names([], {key(7)[16:]})  # It left.
+        assert not listings.any_names([payload], {trace(8)})
+        assert listings.any_names([payload], {trace(7), trace(8)})
+        assert listings.any_names([payload], {trace(7)})
+        assert not listings.any_names([], {trace(7)})  # It left.
     # What was listed of one that it was cut out of is good enough, and not looked for again.
     part = large[5000:-20]
     listings.note(part, listed(large))
-    assert listings.any_names([part], {key(7)[16:]})
+    assert listings.any_names([part], {trace(7)})
 
 
 @pytest.mark.parametrize("size", [0, 1000, 100_000])
@@ -299,28 +317,28 @@ def test_listings_never_miss_what_waits_and_stay_within_their_bounds(size: int) 
         if rng.random() < 0.1:
             wanted = rng.choice((number, max(number - 30, 0), 91_000, 99_999))
             there = any(child_of(wanted) in each for each in waiting)
-            found = listings.any_names(iter(waiting), {key(wanted)[16:]})
+            found = listings.any_names(iter(waiting), {trace(wanted)})
             assert found or not there
         held = sum(map(len, listings._unlisted))
         assert held <= max(LISTED_BYTES, 50 * (size + 100) // 4)
         assert len(listings._ids) <= LISTED_IDS
         assert not listings._dense  # Only while it is looked for.
-    assert not listings.any_names([], {key(99_999)[16:]})
+    assert not listings.any_names([], {trace(99_999)})
 
 
 def test_listings_do_not_hold_on_to_payloads_that_are_full_of_candidates() -> None:
     listings = Listings()
     for number in range(20):
         listings.note(b"".join(child_of(number * 1000 + n) for n in range(1000)))
-        assert not listings.any_names([], {key(99_999)[16:]})
+        assert not listings.any_names([], {trace(99_999)})
         assert not listings._dense
         assert not listings._unlisted
     # What waits is looked at all the same.
     waiting = [b"".join(child_of(n) for n in range(1000))]
     listings.note(waiting[0])
     for _ in range(2):
-        assert listings.any_names(waiting, {key(999)[16:]})
-        assert not listings.any_names(waiting, {key(99_999)[16:]})
+        assert listings.any_names(waiting, {trace(999)})
+        assert not listings.any_names(waiting, {trace(99_999)})
 
 
 def test_nothing_is_held_that_is_not_processed() -> None:

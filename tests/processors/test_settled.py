@@ -29,12 +29,12 @@ def shape(span: bytes, code: int) -> Shape:
 
 def settled(*spans: tuple[bytes, int]) -> Settled:
     """Of spans, each with its code."""
-    found: dict[Shape, list[tuple[bytes, ...]]] = {}
+    found: dict[Shape, list[bytes]] = {}
     for span, code in spans:
         made = shape(span, code)
         match = made.match(span, 0)
         assert match
-        found[made] = [match.groups()]
+        found[made] = [match[1]]
     return Settled(found, frozenset((EVENT,)))
 
 
@@ -46,16 +46,16 @@ def key(identity: bytes) -> bytes:
     return TRACE + identity
 
 
-def test_knows_ids_keys_and_what_is_above_and_below() -> None:
+def test_knows_traces_keys_and_what_is_above_and_below() -> None:
     spans = settled(
         (framed(b"server__", b"outside_"), SERVER),
         (framed(b"event___", b"server__"), EVENT),
         (framed(b"noparent", name="x"), EVENT),
     )
     assert spans.removed == {SERVER: 1, EVENT: 2}
-    assert spans.ids == [b"server__", b"event___", b"noparent"]
-    assert spans.parent_ids() == [b"outside_", b"server__"]
-    assert spans.servers
+    assert spans.spans == 3
+    assert spans.traces == {TRACE}
+    assert spans.other_traces() == set()
     assert spans.roots == {key(b"server__")}
     assert set(spans.parents()) == {key(b"outside_"), key(b"server__")}
     assert spans.children({key(b"server__"), b"\1" * 24}) == {key(b"event___")}
@@ -71,9 +71,11 @@ def test_of_several_in_one_shape_each_counts() -> None:
     payload = b"\x0a" + wire.varint(len(entry)) + entry
     match = both.match(payload, payload.index(one))
     assert match
-    spans = Settled({both: 3 * [match.groups()]}, frozenset((EVENT,)))
+    spans = Settled({both: 3 * [match[1]]}, frozenset((EVENT,)))
     assert spans.removed == {SERVER: 3, EVENT: 3}
-    assert sorted(spans.ids) == 3 * [b"event___"] + 3 * [b"server__"]
+    assert spans.spans == 6
+    assert spans.traces == {TRACE}
+    assert spans.other_traces() == set()
     assert spans.condemned(nothing) == {key(b"server__"), key(b"event___")}
     assert sift(payload, {})  # It is a request.
 
@@ -94,6 +96,18 @@ def test_condemns_servers_with_what_is_below_them_or_others() -> None:
     assert spans.condemned((earlier | below).intersection) == below | {key(b"orphan__")}
 
 
+def test_tells_traces_in_which_a_server_went_from_others() -> None:
+    """Event spans take nothing along, unless somebody knows what is above them."""
+    spans = settled(
+        (framed(b"server__"), SERVER),
+        (framed(b"event___", b"server__"), EVENT),
+        (framed(b"event___", b"kept____", name="x", trace=bytes(16)), EVENT),
+    )
+    assert spans.traces == {TRACE}
+    assert spans.other_traces() == {bytes(16)}
+    assert spans.weight == 4 + 3
+
+
 def test_circles_end() -> None:
     spans = settled(
         (framed(b"one_____", b"two_____"), EVENT),
@@ -110,18 +124,18 @@ def test_ids_that_name_no_span_condemn_nothing() -> None:
     )
     assert spans.removed == {SERVER: 2, EVENT: 1}
     assert spans.condemned(nothing) == set()
-    assert not settled((framed(b"", name="no id"), SERVER)).servers
+    assert settled((framed(b"", name="no id"), SERVER)).traces == set()
 
 
 def test_a_long_line_of_descendants_goes_as_a_whole() -> None:
     names = [number.to_bytes(8) for number in range(1, 3000)]
     server, below = shape(framed(names[0]), SERVER), shape(framed(names[1], names[0]), EVENT)
-    found: dict[Shape, list[tuple[bytes, ...]]] = {server: [], below: []}
+    found: dict[Shape, list[bytes]] = {server: [], below: []}
     for above, name in zip([b"", *names], names, strict=False):
         made = below if above else server
         match = made.match(framed(name, above), 0)
         assert match
-        found[made].append(match.groups())
+        found[made].append(match[1])
     assert Settled(found, frozenset((EVENT,))).condemned(nothing) == set(map(key, names))
 
 
@@ -141,8 +155,9 @@ def test_what_is_remembered_costs_about_what_is_said(spans: int, state: str) -> 
             for _ in range(spans):
                 match = made.match(one.replace(b"server__", rng.randbytes(8)), 0)
                 assert match
-                matches.append(match.groups())
-            assert seen.defer(Settled({made: matches}, frozenset((EVENT,))), [], now / 1000)
+                matches.append(match[1])
+            spans_ = Settled({made: matches}, frozenset((EVENT,)))
+            assert seen.defer(spans_, set(), now / 1000)
             del matches
         size, _ = tracemalloc.get_traced_memory()
     finally:

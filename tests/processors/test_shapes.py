@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-import re
+from collections import Counter
 from unittest.mock import patch
 
 import pytest
@@ -10,16 +10,23 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from proto_stubs import TRACES
 from relay import wire
 from relay.processors import shapes
-from relay.processors.shapes import Shapes, outline
+from relay.processors.shapes import Shape, Shapes, outline
 from relay.processors.spans import sift
 from relay.wire import MalformedError
 
+TRACE = b"0123456789abcdef"
+
 
 def made(
-    *, path: str = "/health", port: int = 40000, name: str = "GET /health", parent: bytes = b""
+    *,
+    path: str = "/health",
+    port: int = 40000,
+    name: str = "GET /health",
+    parent: bytes = b"",
+    trace: bytes = TRACE,
 ) -> Span:
     span = Span(
-        trace_id=b"0123456789abcdef",
+        trace_id=trace,
         span_id=b"spanspan",
         parent_span_id=parent,
         name=name,
@@ -41,10 +48,13 @@ def framed(span: Span | bytes) -> tuple[bytes, int]:
     return head + raw, len(head)
 
 
-def shape_of(span: Span | bytes) -> tuple[re.Pattern[bytes], list[int]]:
-    raw, body = framed(span)
-    found = outline(raw, 0, body, len(raw))
-    return re.compile(found.expression(), re.DOTALL), list(found.ids)
+def shape_of(*spans: Span | bytes) -> Shape:
+    """Of spans side by side."""
+    outlines = []
+    for code, span in enumerate(spans, 1):
+        raw, body = framed(span)
+        outlines.append((outline(raw, 0, body, len(raw)), code))
+    return Shape(tuple(outlines))
 
 
 def request(*spans: bytes) -> bytes:
@@ -55,13 +65,18 @@ def request(*spans: bytes) -> bytes:
 
 
 def test_matches_what_differs_only_where_it_does_not_matter() -> None:
-    pattern, ids = shape_of(made())
+    shape = shape_of(made())
     raw, body = framed(made(port=54321, name="PUT /health"))
-    other = raw.replace(b"0123456789abcdef", bytes(16)).replace(b"10.0.0.1", b"10.9.9.9")
-    assert pattern.fullmatch(other)
-    assert ids == [body + 2, body + 20, 0]
-    assert other[ids[0] : ids[0] + 16] == bytes(16)
-    assert other[ids[1] : ids[1] + 8] == b"spanspan"
+    other = raw.replace(TRACE, bytes(16)).replace(b"10.0.0.1", b"10.9.9.9")
+    match = shape.match(other, 0)
+    assert match
+    assert match.end() == shape.size == len(other)
+    assert outline(raw, 0, body, len(raw)).ids == (body + 2, body + 20, 0)
+    (member,) = shape.members
+    assert member.trace_id
+    assert member.span_id
+    assert (member.trace_id(match[1]), member.span_id(match[1])) == (bytes(16), b"spanspan")
+    assert member.parent_id is None
 
 
 @pytest.mark.parametrize(
@@ -75,34 +90,72 @@ def test_matches_what_differs_only_where_it_does_not_matter() -> None:
     ],
 )
 def test_matches_nothing_that_differs_in_what_matters_or_in_length(other: Span) -> None:
-    pattern, _ = shape_of(made())
-    assert not pattern.match(framed(other)[0])
+    assert not shape_of(made()).match(framed(other)[0], 0)
 
 
 @pytest.mark.parametrize("kind", [0, 1, 3, 4, 5])
 def test_the_kind_matters(kind: Span.SpanKind.ValueType) -> None:
     other = made()
     other.kind = kind
-    assert not shape_of(made())[0].match(framed(other)[0])
+    assert not shape_of(made()).match(framed(other)[0], 0)
 
 
-def test_groups_are_the_part_with_the_ids_and_the_span_id() -> None:
-    pattern, _ = shape_of(made(parent=b"parentid"))
-    match = pattern.match(framed(made(parent=b"p@rentid"))[0])
+def test_the_group_is_the_part_with_the_ids() -> None:
+    shape = shape_of(made(parent=b"parentid"))
+    match = shape.match(framed(made(parent=b"p@rentid"))[0], 0)
     assert match
-    part = b'0123456789abcdef\x12\x08spanspan"\x08p@rentid'
-    assert match.groups() == (part, b"spanspan")
+    assert match[1] == TRACE + b'\x12\x08spanspan"\x08p@rentid'
+    (member,) = shape.members
+    assert member.parent_id
+    assert member.parent_id(match[1]) == b"p@rentid"
     for incomplete in (Span(span_id=b"spanspan"), Span(trace_id=bytes(16)), Span(name="x")):
-        match = shape_of(incomplete)[0].match(framed(incomplete)[0])
+        shape = shape_of(incomplete)
+        match = shape.match(framed(incomplete)[0], 0)
         assert match
-        assert match.groups() == ()
+        assert match[1] == b""
+        assert shape.trace_id is None
+        assert shape.members == [(1, None, None, None)]
 
 
-def test_where_the_parent_stands() -> None:
-    pattern, ids = shape_of(made(parent=b"parentid"))
-    raw, _ = framed(made(parent=b"p@rentid"))
-    assert pattern.match(raw)
-    assert raw[ids[2] : ids[2] + 8] == b"p@rentid"
+def test_ids_may_stand_in_any_order() -> None:
+    raw = b'"\x08parentid\x12\x08spanspan0\x02\x0a\x10' + TRACE
+    shape = shape_of(made(), raw)
+    match = shape.match(framed(made())[0] + framed(raw)[0], 0)
+    assert match
+    assert shape.trace_id
+    assert shape.trace_id(match[1]) == TRACE
+    takes = [(one.trace_id, one.span_id, one.parent_id) for one in shape.members]
+    assert [[take and take(match[1]) for take in three] for three in takes] == [
+        [TRACE, b"spanspan", None],
+        [TRACE, b"spanspan", b"parentid"],
+    ]
+
+
+def test_a_digit_may_follow_a_trace_id() -> None:
+    """Tag of the start time: 9."""
+    raw = b"\x12\x08spanspan\x0a\x10" + TRACE + b"9starting"
+    shape = shape_of(raw, raw)
+    match = shape.match(2 * framed(raw)[0], 0)
+    assert match
+    assert (
+        match[1]
+        == b"spanspan\x0a\x10" + TRACE + b"9starting\x12\x25\x12\x08spanspan\x0a\x10" + TRACE
+    )
+
+
+def test_spans_in_one_shape_are_of_one_trace() -> None:
+    nothing = Span(name="without ids")
+    shape = shape_of(made(), nothing, made(parent=b"parentid"), made())
+    assert shape.trace_id
+    for traces, fits in (("aaa", True), ("aab", False), ("aba", False), ("baa", False)):
+        one, two, three = (framed(made(trace=16 * each.encode()))[0] for each in traces)
+        two = framed(made(trace=16 * traces[1].encode(), parent=b"p@rentid"))[0]
+        raw = one + framed(nothing)[0] + two + three
+        match = shape.match(raw, 0)
+        assert bool(match) == fits
+        if match:
+            assert match.end() == len(raw)
+            assert shape.trace_id(match[1]) == 16 * b"a"
 
 
 @pytest.mark.parametrize(
@@ -122,9 +175,9 @@ def test_gives_up_on_what_is_written_otherwise(more: bytes) -> None:
 def test_a_key_that_is_written_twice_is_taken_literally() -> None:
     odd = b"\x0a\x01k\x0a\x01l\x12\x03\x0a\x01v"
     raw = made().SerializeToString() + b"\x4a" + bytes((len(odd),)) + odd
-    pattern, _ = shape_of(raw)
-    assert pattern.match(framed(raw)[0])
-    assert not pattern.match(framed(raw.replace(b"\x01v", b"\x01w"))[0])
+    shape = shape_of(raw)
+    assert shape.match(framed(raw)[0], 0)
+    assert not shape.match(framed(raw.replace(b"\x01v", b"\x01w"))[0], 0)
 
 
 def test_learns_after_some_of_one_size_and_no_more_than_its_bounds() -> None:
@@ -178,7 +231,7 @@ def test_spans_that_often_stand_side_by_side_get_a_shape_in_common() -> None:
     other = framed(made(path="/other"))[0]
     payload = request(*(4 * [one, two, three, other]), one, other)
     for _ in range(100):
-        known.join(payload)
+        known.look(payload, 18)
     longest = known.by_size[len(one)][0]
     assert longest.size == len(one + two + three)
     assert [member.code for member in longest.told.members] == [1, 2, 3]
@@ -187,7 +240,19 @@ def test_spans_that_often_stand_side_by_side_get_a_shape_in_common() -> None:
     sifted, found = result
     assert (sifted.spans, sifted.left) == (18, 5)
     assert sum(len(shape.members) * len(each) for shape, each in found.items()) == 13
-    assert [groups[1::2] for groups in found[longest.told]] == 4 * [3 * (b"spanspan",)]
+    (part,) = set(found[longest.told])
+    takes = [member.span_id for member in longest.told.members]
+    assert [take and take(part) for take in takes] == 3 * [b"spanspan"]
+    assert len(found[longest.told]) == 4
+
+
+def test_spans_of_different_traces_get_no_shape_in_common() -> None:
+    known = taught(FIRST, SECOND)
+    other = made(path="/bb", parent=b"parentid", trace=bytes(16))
+    payload = request(*(8 * [framed(FIRST)[0], framed(other)[0]]))
+    for _ in range(100):
+        known.look(payload, 16)
+    assert [each.spans for found in known.by_size.values() for each in found] == [1, 1]
 
 
 def test_looks_more_and_more_seldom_for_what_is_not_there() -> None:
@@ -195,7 +260,7 @@ def test_looks_more_and_more_seldom_for_what_is_not_there() -> None:
     payload = request(framed(FIRST)[0], framed(made(path="/other"))[0])
     with patch.object(shapes, "sift", wraps=sift) as walks:
         for _ in range(5000):
-            known.join(payload)
+            known.look(payload, 2)
     assert 5 < walks.call_count < 15
 
 
@@ -204,7 +269,7 @@ def test_a_shape_has_so_many_members_at_most() -> None:
     payload = request(*(100 * [framed(FIRST)[0]]))
     assert 8 * len(framed(FIRST)[0]) < 2048
     for _ in range(1000):
-        known.join(payload)
+        known.look(payload, 100)
     (same_size,) = known.by_size.values()
     assert [each.spans for each in same_size] == sorted((e.spans for e in same_size), reverse=True)
     assert same_size[0].spans == 8
@@ -215,11 +280,11 @@ def test_a_shape_has_so_many_members_at_most() -> None:
 
 def test_a_shape_does_not_reach_beyond_the_end_of_its_scope() -> None:
     """What follows a scope entry begins with the tag that a span has, too."""
-    plain = Span(trace_id=bytes(16), span_id=bytes(8), name="may be a scope entry as well")
+    plain = Span(trace_id=TRACE, span_id=bytes(8), name="may be a scope entry as well")
     known = taught(FIRST, plain)
     one, two = (framed(span)[0] for span in (FIRST, plain))
     for _ in range(10):
-        known.join(request(*(4 * [one, two])))
+        known.look(request(*(4 * [one, two])), 8)
     assert known.by_size[len(one)][0].spans == 2
     entry = b"\x12" + wire.varint(len(one)) + one + two
     payload = b"\x0a" + wire.varint(len(entry)) + entry
@@ -242,7 +307,8 @@ def test_shapes_in_common_are_few_and_small() -> None:
         known._until_look = 1
         for _ in range(300):
             rng.shuffle(raws)
-            known.join(request(*(4 * raws[: rng.randrange(2, 12)]), large, large))
+            some = 4 * raws[: rng.randrange(2, 12)]
+            known.look(request(*some, large, large), len(some) + 2)
             several = [e for found in known.by_size.values() for e in found if e.spans > 1]
             joint.append(len(several))
             assert all(e.size <= 2048 for e in several)
@@ -253,14 +319,66 @@ def test_shapes_in_common_are_few_and_small() -> None:
 
 
 def test_no_shape_is_made_twice_for_what_reaches_beyond_its_scope() -> None:
-    plain = Span(trace_id=bytes(16), span_id=bytes(8), name="may be a scope entry as well")
+    plain = Span(trace_id=TRACE, span_id=bytes(8), name="may be a scope entry as well")
     known = taught(FIRST, plain)
     one, two = (framed(span)[0] for span in (FIRST, plain))
     entry = 8 * (b"\x12" + wire.varint(len(one)) + one + two)
     payload = b"\x0a" + wire.varint(len(entry)) + entry
-    for _ in range(100):
-        known.join(request(*(4 * [one, two])))
-        known.join(payload)
+    with patch.object(shapes, "_LOOK", 1), patch.object(shapes, "_LOOK_SELDOM", 1):
+        known._until_look = 1
+        for _ in range(100):
+            known.look(request(*(4 * [one, two])), 8)
+            known.look(payload, wire.count(payload, TRACES)[0])
+    assert known.by_size[len(one)][0].spans == 2
     assert [each.spans for each in known.by_size[len(one)]] == sorted(
         {each.spans for each in known.by_size[len(one)]}, reverse=True
     )
+
+
+def kept(size: int) -> bytes:
+    """A span that stays, of so many bytes with its frame."""
+    raw = framed(made(path="/kept/" + "k" * 200))[0]
+    return framed(made(path="/kept/" + "k" * (200 + size - len(raw))))[0]
+
+
+def test_sizes_that_many_spans_have_which_stay_become_usual() -> None:
+    known = taught(FIRST)
+    one = framed(FIRST)[0]
+    sizes = [size for number, size in enumerate(range(300, 310)) for _ in range(number + 3)]
+    payload = request(one, *map(kept, sizes), one, kept(5000))
+    for _ in range(100):
+        known.look(payload, len(sizes) + 3)
+    assert list(known.usual.sizes) == list(range(309, 301, -1))
+    plain, quick = sift(payload, known.by_size), sift(payload, known.by_size, known.usual)
+    assert quick == plain
+    assert quick
+    assert quick[0].spans == wire.count(payload, TRACES)[0] == len(sizes) + 3
+
+
+def test_what_is_usual_stays_until_others_are_worthwhile() -> None:
+    known = taught(FIRST)
+    before = Counter({300: 90, 400: 10, 500: 3, 20: 100, 20_000: 100})
+    known._note_usual(before)
+    assert list(known.usual.sizes) == [300, 400]  # Of other sizes too few, or too small or large.
+    usual = known.usual
+    known._note_usual(before + Counter({600: 30}))
+    assert known.usual is usual
+    known._note_usual(before + Counter({600: 60}))
+    assert list(known.usual.sizes) == [300, 600, 400]
+    known._note_usual(Counter({len(framed(FIRST)[0]): 1000}))
+    assert list(known.usual.sizes) == [300, 600, 400]
+
+
+def test_a_size_that_gets_a_shape_is_not_usual_any_more() -> None:
+    """Else what is filtered would be passed by."""
+    other = made(path="/" + "x" * 100)
+    raw, body = framed(other)
+    known = taught(FIRST)
+    known._note_usual(Counter({len(raw): 10, len(raw) + 1: 10}))
+    assert list(known.usual.sizes) == [len(raw), len(raw) + 1]
+    with patch.object(shapes, "_PAUSE", 0), patch.object(shapes, "_SEEN", 1):
+        known.learn(raw, 0, body, len(raw), 1)
+    assert list(known.usual.sizes) == [len(raw) + 1]
+    result = sift(request(raw, raw), known.by_size, known.usual)
+    assert result
+    assert (result[0].spans, result[0].left) == (2, 0)
