@@ -29,14 +29,19 @@ _LARGEST: Final = 512 * 1024
 """Bytes of the largest request that is parsed: meanwhile that takes about as much again, but 16
 times as much where it consists of empty ids."""
 
-# trace_id: field 1, length-delimited, of 16 bytes; tag and length may be written overlong. Looking
-# ahead, so that one occurrence cannot hide the next.
-_LOOKALIKE: Final = re.compile(
-    rb"(?:\x0a|\x8a\x80{0,3}\x00)(?:\x10|\x90\x80{0,3}\x00)(?=(.{16}))", re.DOTALL
+# trace_id: field 1, length-delimited, of 16 bytes; tag and length may be written overlong, and then
+# end with a byte of 0. The search is for the length, which is a rarer byte than the tag (7 times
+# as fast as for both), and looks ahead, so that one occurrence cannot hide the next.
+_ID: Final = rb"(?=(.{16}))"
+_LOOKALIKES: Final = (
+    re.compile(rb"\x10(?<=[\x0a\x00]\x10)" + _ID, re.DOTALL),
+    re.compile(rb"\x90(?<=[\x0a\x00]\x90)\x80{0,3}\x00" + _ID, re.DOTALL),
 )
 _WINDOW: Final = 64 * 1024
-_BEHIND: Final = 26
-"""As many bytes as tag, length and id can take behind the first."""
+_BEHIND: Final = 20
+"""As many bytes as length and id can take behind the first."""
+_OCCURRENCES: Final = 8
+"""So often each lookalike may occur, on average, before searching is given up."""
 
 _SIZES: Final = frozenset((16,))
 """Bytes of a trace id."""
@@ -50,9 +55,11 @@ def ids(payload: bytes, most: int) -> AbstractSet[bytes] | None:
     parsed = parse(payload)
     if parsed is None:
         parsed = set()
+        room = _OCCURRENCES * most
         for found in _windows(payload):
             parsed.update(found)
-            if len(parsed) > most:
+            room -= len(found)
+            if room < 0 or len(parsed) > most:
                 return None
     return parsed if len(parsed) <= most else None
 
@@ -143,5 +150,6 @@ def _definition() -> bytes:
 def _windows(payload: bytes) -> Iterator[list[bytes]]:
     """What looks like a trace id, part by part."""
     size = len(payload)
-    for start in range(0, size, _WINDOW):
-        yield _LOOKALIKE.findall(payload, start, min(start + _WINDOW + _BEHIND, size))
+    for lookalike in _LOOKALIKES:
+        for start in range(0, size, _WINDOW):
+            yield lookalike.findall(payload, start, min(start + _WINDOW + _BEHIND, size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from typing import Any
 from unittest.mock import patch
@@ -98,6 +99,25 @@ def test_too_many_are_none() -> None:
         with patch.object(traces, "_LARGEST", largest):
             assert traces.ids(payload, 4) is None
             assert traces.ids(payload, 5) == set(ids)
+
+
+def test_searching_ends_where_one_lookalike_comes_again_and_again() -> None:
+    """16 MiB of them would take seconds."""
+    payload = (1 << 24) // 18 * (b"\x0a\x10" + ID)
+    looked: list[list[bytes]] = []
+
+    def windows(payload: bytes) -> Iterator[list[bytes]]:
+        for found in real(payload):
+            looked.append(found)
+            yield found
+
+    real = traces._windows
+    with patch.object(traces, "_windows", windows):
+        assert traces.ids(payload, 100) is None
+    assert len(looked) == 1
+    few = 800 * (b"\x0a\x10" + ID)
+    assert traces.ids(few, 100) == {ID}
+    assert traces.ids(few + b"\x0a\x10" + ID, 100) is None
 
 
 def test_holds_on_to_nothing_but_ids() -> None:
