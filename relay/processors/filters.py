@@ -25,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property, partial
+from itertools import tee
 from typing import Final, NamedTuple
 
 from proto_stubs import TRACES
@@ -96,6 +97,10 @@ def _traces(keys: Iterable[bytes]) -> set[bytes]:
     return {key[:TRACE] for key in keys}
 
 
+def _span_ids(keys: Iterable[bytes]) -> set[bytes]:
+    return {key[TRACE:] for key in keys}
+
+
 class _Request:
     """The spans of one request, read as far as somebody asks."""
 
@@ -149,7 +154,7 @@ class _Request:
         """The spans whose parent is one of ``keys``."""
         if self._listed is not None and self._listed.isdisjoint(_traces(keys)):
             return  # There is no need to look where they stand.
-        ids = {key[TRACE:] for key in keys}
+        ids = _span_ids(keys)
         self._rounds += 1
         windows = self._where_named() if self._rounds <= _ROUNDS else None
         if windows is None:
@@ -172,6 +177,13 @@ class _Request:
         """What may be trace ids of spans that have a parent."""
         listed = self.listing()
         return _traces(self._read_all()) if listed is None else listed
+
+    def parent_ids(self) -> AbstractSet[bytes]:
+        """What may be parent ids."""
+        windows = self._where_named()
+        if windows is None:
+            return _span_ids(self._read_all())
+        return set().union(*(window.ids for window in windows))
 
     @property
     def listed(self) -> AbstractSet[bytes] | None:
@@ -267,7 +279,9 @@ class SpanFilter:
         # What the latest call condemned; not worked out yet, if nobody asked.
         self._condemned: set[bytes] | Settled = set()
         self._shapes = Shapes()
-        self._listings = Listings()
+        # Parent ids are listed when the trace ids do not tell.
+        self._waiting_traces = Listings(traces.ids, traces.named, whole=True)
+        self._waiting_parents = Listings(parents.ids, parents.named, whole=False)
         self._look: _Look | None = None
         self._found = False
         """Whether spans of the latest request were known by their looks."""
@@ -305,7 +319,7 @@ class SpanFilter:
         look, self._look = self._look, None
         if look is None or look.payload is not payload:
             look = self._look_at(payload)
-        self._listings.latest = b""
+        self._waiting_traces.latest = self._waiting_parents.latest = b""
         self._condemned = set()
         self._remembered.expire(now)
         if not look.candidates:
@@ -330,15 +344,16 @@ class SpanFilter:
         ``settled``: what has been taken out of it.
         """
         remembered = self._remembered
-        if settled is not None and remembered:
-            # Some may be below spans that went before.
-            settled.traces |= remembered.among(settled.other_traces())
         condemns = settled is not None and bool(settled.traces)
+        # Some may be below spans that went before.
+        exactly = (
+            settled is not None and bool(remembered) and remembered.has(settled.other_traces())
+        )
         if settled is not None and condemns:
             listed = request.listing()
-            exactly = listed is None or not remembered.defer(settled, listed, now)
+            exactly = exactly or listed is None or not remembered.defer(settled, listed, now)
         else:
-            exactly = remembered.touches(request.payload, request.listing)
+            exactly = exactly or remembered.touches(request.payload, request.listing)
         if exactly:
             return self._process(request, settled, now, None, None)
         if settled is not None and condemns:
@@ -372,7 +387,7 @@ class SpanFilter:
         condemned = roots
         if above or remembered.touches(request.payload, request.listing):
             if remembered:
-                above = above | remembered.recent(request.traces(), now)
+                above = above | remembered.recent(request.traces(), request.parent_ids(), now)
             below, keys = request.below(above, stay, settled)
             for number in below:
                 gone[number] = gone[number] or _SUBTREE
@@ -388,23 +403,35 @@ class SpanFilter:
     ) -> Result:
         """The result of :meth:`process`; what it lets through is noted."""
         result = _result(request, gone, settled, learned=learned)
-        self._listings.note(result.payload, request.listed)
+        self._waiting_traces.note(result.payload, request.listed)
+        self._waiting_parents.note(result.payload)
         if learned:
-            self._listings.latest = result.payload
+            self._waiting_traces.latest = self._waiting_parents.latest = result.payload
         return result
 
     def affects(self, waiting: Iterable[bytes]) -> bool:
         """Whether :meth:`prune` may find anything in any of these payloads. Never wrongly no."""
         condemned = self._condemned
         if isinstance(condemned, Settled):
-            return self._listings.any_names(waiting, condemned.traces)
-        return self._listings.any_names(waiting, _traces(condemned))
+            in_traces, above = condemned.traces, condemned.span_ids
+        else:
+            in_traces, above = _traces(condemned), partial(_span_ids, condemned)
+        # What waits is looked at by none of these listings, or one, or both.
+        once, again = tee(waiting)
+        if not self._waiting_traces.any_names(once, in_traces):
+            return False
+        if not self._waiting_parents.any_names(again, above()):
+            return False
+        # What was found may have left; and what is found goes.
+        self._waiting_traces.forget()
+        self._waiting_parents.forget()
+        return True
 
     def prune(self, payload: bytes, units: int, items: int, now: float) -> Result:
         """See :class:`relay.processors.Processor`."""
         known = self._condemned
         if isinstance(known, Settled):
-            self._condemned = known = known.condemned(partial(self._remembered.of, now=now))
+            self._condemned = known = known.condemned()
         request = _Request(payload, units)
         if request.traces().isdisjoint(_traces(known)):
             return Result(payload, units, items)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from relay.processors.search import SMALL, compiled
 
-__all__ = ["HEAD", "Window", "overlong", "windows"]
+__all__ = ["HEAD", "Window", "ids", "named", "overlong", "windows"]
 
 # parent_span_id: field 4, length-delimited, of eight bytes. Looking ahead, so that one occurrence
 # cannot hide the next. Tag and length may be written overlong, which nobody does: such a tag is
@@ -26,7 +26,7 @@ _PARENT: Final = re.compile(HEAD + _ID, re.DOTALL)
 _OVERLONG: Final = re.compile(_OVERLONG_HEAD + _ID, re.DOTALL)
 _overlong_in_large: Final = compiled(_OVERLONG_HEAD)
 _WINDOW: Final = 64 * 1024
-_BEHIND: Final = 18
+_BEHIND: Final = 17
 """As many bytes as tag, length and id can take behind the first."""
 
 
@@ -42,6 +42,17 @@ class Window(NamedTuple):
         """Where one of these ids may be a parent span id."""
         found = self.form.finditer(payload, self.start, self.stop)
         return [match.start() for match in found if match[1] in wanted]
+
+
+def ids(payload: bytes, most: int) -> AbstractSet[bytes] | None:
+    """What may be parent span ids; all of eight bytes are among them. None: more than ``most``."""
+    found = windows(payload, most)
+    return None if found is None else set().union(*(window.ids for window in found))
+
+
+def named(payload: bytes, wanted: AbstractSet[bytes]) -> bool:
+    """Whether one of these may be a parent span id in the payload. Never wrongly no."""
+    return not all(wanted.isdisjoint(window.ids) for window in _windows(payload))
 
 
 def windows(payload: bytes, most: int) -> list[Window] | None:

@@ -11,9 +11,8 @@ Source: contract section 6 ("those that arrive within 60 s, over a bounded memor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
-from functools import partial
 from typing import Final, Protocol
 
 from relay.processors import parents, traces
@@ -45,9 +44,9 @@ NO_ID: Final = bytes(KEY - TRACE)
 """A span id of zeros means none (trace.proto)."""
 
 LISTED_BYTES: Final = 256 * 1024
-"""Payloads whose trace ids are not listed yet may take so much; more if more waits."""
+"""Payloads whose ids are not listed yet may take so much; more if more waits."""
 LISTED_IDS: Final = 16_384
-"""Trace ids that are listed of what waits or has left; more if more wait."""
+"""Ids that are listed of what waits or has left; more if more wait."""
 _ENTRY: Final = 64
 """Bytes that a payload is taken to cost beside itself."""
 _FEW_IDS: Final = 16
@@ -66,13 +65,24 @@ _WORTH: Final = 24_000
 
 
 class Listings:
-    """What may be trace ids in the payloads that wait.
+    """What may be ids of one kind in the payloads that wait.
 
     Kept for all that was let through, so that looking costs nothing for each payload that waits.
     What left since stays in it until it has grown too much; then it is made anew from what waits.
+
+    ``ids``: lists those in a payload, None: more than so many. ``named``: whether a payload may
+    hold one of some. ``whole``: nothing waits yet; else it is made at the first question.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        ids: Callable[[bytes, int], AbstractSet[bytes] | None],
+        named: Callable[[bytes, AbstractSet[bytes]], bool],
+        *,
+        whole: bool,
+    ) -> None:
+        self._list_ids = ids
+        self._named = named
         self._ids: set[bytes] = set()
         self._most_ids = LISTED_IDS
         self._unlisted: list[bytes] = []
@@ -80,7 +90,7 @@ class Listings:
         self._dense: list[bytes] = []
         self.latest = b""
         """The payload that made known what is asked about: it does not wait itself yet."""
-        self._whole = True
+        self._whole = whole
         """Whether everything that waits is in these."""
 
     def note(self, payload: bytes, listed: AbstractSet[bytes] | None = None) -> None:
@@ -93,12 +103,20 @@ class Listings:
             self._unlisted.append(payload)
             self._room -= len(payload) + _ENTRY
         if self._room < 0 or len(self._ids) > self._most_ids:
-            self._whole = False
-            self._ids = set()
-            self._unlisted.clear()
+            self.forget()
 
-    def any_names(self, waiting: Iterable[bytes], ids: Collection[bytes]) -> bool:
-        """Whether a span in these payloads may have one of these trace ids. Never wrongly no.
+    def forget(self) -> None:
+        """Make it anew when asked next.
+
+        What was found may have left long ago.
+        """
+        self._whole = False
+        self._ids = set()
+        self._unlisted.clear()
+        self._dense.clear()
+
+    def any_names(self, waiting: Iterable[bytes], ids: AbstractSet[bytes]) -> bool:
+        """Whether one of these ids may stand in these payloads. Never wrongly no.
 
         ``waiting``: all payloads that wait or may come back; looked at only if need be.
         """
@@ -116,19 +134,14 @@ class Listings:
         self._unlisted.clear()
         self._room = self._most_unlisted
         found = not self._ids.isdisjoint(ids)
-        if not found and self._dense:
-            wanted = set(ids)
-            found = any(traces.named(each, wanted) for each in self._dense)
-        if found or self._dense:
-            # What was found may have left long ago, and what is not listed must not be held on
-            # to: the next look will be at what waits then.
-            self._whole = False
-            self._ids = set()
-            self._dense.clear()
+        if self._dense:
+            found = found or any(self._named(each, ids) for each in self._dense)
+            # What is not listed must not be held on to.
+            self.forget()
         return found
 
     def _list(self, payload: bytes) -> None:
-        listed = traces.ids(payload, len(payload) // 64 + _FEW_IDS)
+        listed = self._list_ids(payload, len(payload) // 64 + _FEW_IDS)
         if listed is None:
             # Far more than it has spans: not worth the memory.
             self._dense.append(payload)
@@ -151,26 +164,54 @@ class Deferred(Protocol):
     def weight(self) -> int:
         """What they take in memory, where a span that is worked out takes 1."""
 
-    def condemned(self, known: Callable[[Iterable[bytes]], AbstractSet[bytes]]) -> set[bytes]:
-        """The keys of those that do. ``known``: which of these keys are remembered."""
+    def condemned(self) -> AbstractSet[bytes]:
+        """The keys of those that do."""
+
+
+class _Entry:
+    """Spans that were deferred together, at ``since``."""
+
+    __slots__ = ("_keys", "_spans", "count", "since", "traces", "weight")
+
+    def __init__(self, spans: Deferred, since: float) -> None:
+        self._spans: Deferred | None = spans
+        self._keys: AbstractSet[bytes] = frozenset()
+        self.traces = spans.traces
+        self.count = spans.spans
+        self.weight = spans.weight
+        self.since = since
+
+    def condemned(self) -> AbstractSet[bytes]:
+        """The keys of those that take along what is below; worked out when asked for first."""
+        if self._spans is not None:
+            self._keys, self._spans = self._spans.condemned(), None
+        return self._keys
 
 
 class _Generation:
-    """Deferred spans, and their trace ids."""
+    """Deferred spans."""
 
-    def __init__(self) -> None:
-        self.spans: list[tuple[Deferred, float]] = []
-        """In order of time, with it."""
-        self.traces: set[bytes] = set()
-        self.weight = 0
+    def __init__(self, entries: Iterable[_Entry] = ()) -> None:
+        self.entries: list[_Entry] = []
+        """In order of time."""
+        self.by_trace: dict[bytes, _Entry] = {}
+        self.count = self.weight = 0
+        for entry in entries:
+            self.append(entry)
+
+    def append(self, entry: _Entry) -> None:
+        self.entries.append(entry)
+        self.by_trace.update(dict.fromkeys(entry.traces, entry))
+        self.count += entry.count
+        self.weight += entry.weight
 
 
 class Remembered:
     """Filtered spans, by trace id and span id. ``now``: monotonic seconds, never decreasing.
 
-    Most are never asked for. So what was filtered for its looks is kept as it was found, with the
-    trace ids alone in a set, until one of these turns up in another span. There are some such sets,
-    so that to forget the oldest is to drop one.
+    Most are never asked for. So what was filtered for its looks is kept as it was found, by its
+    trace ids alone, until one of these turns up in another span. What is kept so is in some
+    generations, so that to forget the oldest is to drop one.
     """
 
     def __init__(self, most: int = MOST) -> None:
@@ -178,39 +219,61 @@ class Remembered:
         self._since: dict[bytes, float] = {}
         # By trace id the key, or where there are several all keys.
         self._keys: dict[bytes, bytes | set[bytes]] = {}
-        # What is deferred is younger than all of those.
         self._generations = deque((_Generation(),))
         self._swept = float("-inf")
         self._search: Search | None = None
         self._listed = 0
 
     def __len__(self) -> int:
-        deferred = sum(spans.spans for each in self._generations for spans, _ in each.spans)
-        return len(self._since) + deferred
+        return len(self._since) + sum(each.count for each in self._generations)
 
     def __bool__(self) -> bool:
-        return bool(self._since) or any(each.spans for each in self._generations)
+        return bool(self._since) or any(each.entries for each in self._generations)
 
-    def recent(self, traces: AbstractSet[bytes], now: float) -> set[bytes]:
-        """The spans of these traces that were filtered within the last :data:`SECONDS`."""
-        self._work_out()
+    def recent(self, traces: AbstractSet[bytes], ids: AbstractSet[bytes], now: float) -> set[bytes]:
+        """The spans of these traces, with one of these span ids, that were filtered of late.
+
+        That is within the last :data:`SECONDS`.
+        """
         found: set[bytes] = set()
-        for each in self._keys.keys() & traces:
-            keys = self._keys[each]
-            found.update((keys,) if isinstance(keys, bytes) else keys)
-        return self.of(found, now)
+        for generation in self._generations:
+            for entry in {generation.by_trace[t] for t in generation.by_trace.keys() & traces}:
+                if now - entry.since <= SECONDS:
+                    found.update(
+                        key
+                        for key in entry.condemned()
+                        if key[TRACE:] in ids and key[:TRACE] in traces
+                    )
+        since = self._since
+        for trace in self._keys.keys() & traces:
+            keys = self._keys[trace]
+            few: Iterable[bytes]
+            if isinstance(keys, bytes):
+                few = (keys,) if keys[TRACE:] in ids else ()
+            elif len(keys) < len(ids):
+                few = (key for key in keys if key[TRACE:] in ids)
+            else:
+                few = (trace + one for one in ids if trace + one in keys)
+            found.update(key for key in few if now - since[key] <= SECONDS)
+        return found
 
     def of(self, keys: Iterable[bytes], now: float) -> set[bytes]:
         """Those of ``keys`` that were filtered within the last :data:`SECONDS`."""
-        self._work_out()
-        since = self._since
-        return {key for key in keys if key in since and now - since[key] <= SECONDS}
+        return {key for key in keys if self._is(key, now)}
+
+    def _is(self, key: bytes, now: float) -> bool:
+        if key in self._since and now - self._since[key] <= SECONDS:
+            return True
+        for generation in self._generations:
+            entry = generation.by_trace.get(key[:TRACE])
+            if entry is not None and now - entry.since <= SECONDS and key in entry.condemned():
+                return True
+        return False
 
     def add(self, keys: AbstractSet[bytes], now: float) -> None:
         """Remember spans that were filtered at ``now``; ``keys``: trace id and span id of each."""
         if not keys:
             return
-        self._work_out()
         if not self._since.keys().isdisjoint(keys):
             # Again at the end: the dict is in order of time.
             for key in keys:
@@ -221,20 +284,22 @@ class Remembered:
         self._changed()
 
     def defer(self, spans: Deferred, listed: AbstractSet[bytes], now: float) -> bool:
-        """Remember spans that were filtered at ``now``, if none of them is asked for at once.
+        """Remember spans that were filtered at ``now``, if they have nothing to do with others.
 
         ``listed``: what may be trace ids in what is left of their request. False: one of these is
-        that of a remembered span, or of one of ``spans``, or there are too many of those; then what
-        they condemn is to be worked out, and added, by the caller.
+        that of a remembered span, or of one of ``spans``, or a span is remembered of whose trace
+        one of ``spans`` is; or there are too many of those. Then what they condemn is to be worked
+        out, and added, by the caller.
         """
-        if spans.weight > self._most // 4:
+        if (
+            spans.weight > self._most // 4
+            or not spans.traces.isdisjoint(listed)
+            or self.has(listed)
+            or self.has(spans.traces)
+        ):
             return False
         young = self._generations[-1]
-        if not spans.traces.isdisjoint(listed) or self.has(listed):
-            return False
-        young.traces |= spans.traces
-        young.spans.append((spans, now))
-        young.weight += spans.weight
+        young.append(_Entry(spans, now))
         if young.weight >= self._most // _GENERATIONS:
             self._generations.append(_Generation())
         self._changed()
@@ -243,23 +308,9 @@ class Remembered:
     def has(self, traces: AbstractSet[bytes]) -> bool:
         """Whether a span of one of these traces is remembered. Never wrongly no."""
         for each in self._generations:
-            if not each.traces.isdisjoint(traces):
+            if each.by_trace and not each.by_trace.keys().isdisjoint(traces):
                 return True
         return bool(self._keys) and not self._keys.keys().isdisjoint(traces)
-
-    def among(self, traces: AbstractSet[bytes]) -> set[bytes]:
-        """Those of these traces of which a span may be remembered."""
-        return (self._keys.keys() & traces).union(
-            *(each.traces & traces for each in self._generations)
-        )
-
-    def _work_out(self) -> None:
-        """Add what was deferred, in the order in which it was filtered."""
-        if any(each.spans for each in self._generations):
-            deferred, self._generations = self._generations, deque((_Generation(),))
-            for generation in deferred:
-                for spans, now in generation.spans:
-                    self.add(spans.condemned(partial(self.of, now=now)), now)
 
     def expire(self, now: float) -> None:
         """Forget what was filtered more than :data:`SECONDS` ago, at leisure."""
@@ -269,24 +320,24 @@ class Remembered:
         oldest = now - SECONDS
         if self._since and next(iter(self._since.values())) < oldest:
             self._keep([key for key, since in self._since.items() if since >= oldest])
-        while len(self._generations) > 1 and self._generations[0].spans[-1][1] < oldest:
+        while len(self._generations) > 1 and self._generations[0].entries[-1].since < oldest:
             self._generations.popleft()
-        generation = self._generations[0]
-        if generation.spans and generation.spans[0][1] < oldest:
-            left = [each for each in generation.spans if each[1] >= oldest]
-            generation.spans = left
-            generation.traces = set().union(*(spans.traces for spans, _ in left))
-            generation.weight = sum(spans.weight for spans, _ in left)
+        entries = self._generations[0].entries
+        if entries and entries[0].since < oldest:
+            self._generations[0] = _Generation(each for each in entries if each.since >= oldest)
 
     def _changed(self) -> None:
         self._search, self._listed = None, 0
-        deferred = sum(each.weight for each in self._generations)
-        if self._since and len(self._since) + deferred > self._most:
-            # Half at once: each look through all of them makes room for many. The oldest go.
-            left = max(self._most // 2 - deferred, 0)
-            self._keep(list(self._since)[len(self._since) - left :])
-        while deferred > self._most:
-            deferred -= self._generations.popleft().weight
+        # About half at once: each look through all of them makes room for many. The oldest go.
+        while len(self._since) + sum(each.weight for each in self._generations) > self._most:
+            entries = self._generations[0].entries
+            if not entries or (
+                self._since and next(iter(self._since.values())) <= entries[0].since
+            ):
+                self._keep(list(self._since)[(len(self._since) + 1) // 2 :])
+            else:
+                self._generations.popleft()
+                self._generations = self._generations or deque((_Generation(),))
 
     def _note(self, key: bytes) -> None:
         trace = key[:TRACE]
@@ -327,7 +378,9 @@ class Remembered:
         if self._search is None:
             self._listed += size
             if self._listed > _WORTH * len(self):
-                self._work_out()
-                ids = b"|".join({literal(key[TRACE:]) for key in self._since})
+                keys = set(self._since).union(
+                    *(entry.condemned() for each in self._generations for entry in each.entries)
+                )
+                ids = b"|".join({literal(key[TRACE:]) for key in keys})
                 self._search = compiled(parents.HEAD + b"(?:" + ids + b")")
         return self._search

@@ -7,19 +7,22 @@ server spans among them, is worked out when somebody asks; mostly nobody does.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
+from typing import Final
 
 from relay.processors.remembered import NO_ID, TRACE
 from relay.processors.shapes import Member, Shape, Take
 
 __all__ = ["Settled"]
 
-_WEIGHT = 4
+_WEIGHT: Final = 4
 """What all of it takes beside the spans; a span that is worked out takes some 300 bytes."""
-_EACH = 300
+_EACH: Final = 300
 """Bytes of the parts with the ids that weigh as much as a span that is worked out."""
+_BESIDE: Final = 130
+"""Bytes that each part takes beside itself: its header, its place, that of its trace id."""
 
 
 class Settled:
@@ -34,7 +37,7 @@ class Settled:
         self.spans = 0
         """How many they are."""
         self.traces: set[bytes] = set()
-        """The trace ids of the server spans; who knows of more that count adds them."""
+        """The trace ids of the server spans."""
         self.weight = _WEIGHT
         """What they take in memory, where a remembered span that is worked out takes 1."""
         self._others = others
@@ -49,7 +52,8 @@ class Settled:
                 if self._has_servers(shape):
                     self.traces.update(map(shape.trace_id, parts))
             self.spans += number * len(shape.members)
-            self.weight += number * max(len(shape.members), 1 + len(parts[0]) // _EACH)
+            size = (len(parts[0]) + _BESIDE) // _EACH if parts else 0
+            self.weight += number * max(len(shape.members), 1 + size)
 
     def _has_servers(self, shape: Shape) -> bool:
         return any(each.trace_id and each.code not in self._others for each in shape.members)
@@ -61,6 +65,14 @@ class Settled:
             if shape.trace_id is not None and not self._has_servers(shape):
                 found.update(map(shape.trace_id, parts))
         return found - self.traces
+
+    def span_ids(self) -> set[bytes]:
+        """The span ids of all of them."""
+        found: set[bytes] = set()
+        for member, parts in self._members():
+            if member.span_id is not None:
+                found.update(map(member.span_id, parts))
+        return found
 
     def _members(self) -> Iterator[tuple[Member, Sequence[bytes]]]:
         for shape, parts in self._parts:
@@ -98,13 +110,10 @@ class Settled:
         below = self._below
         return {key for above in keys if above in below for key in below[above]}
 
-    def condemned(self, known: Callable[[Iterable[bytes]], AbstractSet[bytes]]) -> set[bytes]:
-        """The keys of the server spans, and of what is below these or below others that went.
-
-        ``known``: which of these keys are of spans that went before.
-        """
+    def condemned(self) -> set[bytes]:
+        """The keys of the server spans, and of what is below these among them."""
         keys = set(self.roots)
-        frontier: AbstractSet[bytes] = keys | known(self.parents())
+        frontier: AbstractSet[bytes] = keys
         while frontier:
             frontier = self.children(frontier) - keys
             keys |= frontier

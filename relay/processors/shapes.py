@@ -291,8 +291,8 @@ class Shapes:
                 else:
                     # Ever other ones: they are in no order that lasts.
                     self._keep_single()
-                self._joint += 1
                 self._add(Shape(one.outlines + other.outlines))
+                self._joint += 1
 
     def _note_usual(self, times: Counter[int]) -> None:
         for size in self.by_size:

@@ -43,6 +43,9 @@ _BEHIND: Final = 20
 _OCCURRENCES: Final = 8
 """So often each lookalike may occur, on average, before searching is given up."""
 
+_EACH: Final = 18
+"""Bytes that a trace id takes at least, with tag and length."""
+
 _SIZES: Final = frozenset((16,))
 """Bytes of a trace id."""
 
@@ -115,8 +118,9 @@ def _parser() -> Callable[[bytes], Sequence[bytes] | None] | None:
             found: Sequence[bytes] = from_string(payload).inner.inner.inner.ids
         except DecodeError:
             return None
-        # A list of all at once: half of what it takes to go through them.
-        return found[:]
+        # With more some are not ids. Else a list of all at once: half of what it takes to go
+        # through them.
+        return None if len(found) > len(payload) // _EACH else found[:]
 
     return parser
 

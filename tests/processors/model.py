@@ -637,5 +637,7 @@ def case(rng: random.Random) -> tuple[Settings, list[tuple[bytes, float, bool]]]
             payload = writer.regular(blocks)
         else:
             payload = writer.request(rng.choice((1, 3, 6)))
-        steps.append((payload, rng.choice((0.0, 0.5, 30.0, 61.0)), rng.random() < 0.3))
+        steps.append(
+            (payload, rng.choice((0.0, 0.5, 6.0, 30.0, 55.0, 59.0, 61.0)), rng.random() < 0.3)
+        )
     return rng.choice(SETTINGS), steps

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from proto_stubs import TRACES
 from relay import wire
-from relay.processors import NOTHING, ProcessorConfig, Result, build, shapes
+from relay.processors import NOTHING, ProcessorConfig, Result, build, parents, shapes
 from relay.processors.filters import SpanFilter, sampling_bound
 from relay.processors.patterns import DEFAULT_EXCLUDED, UrlRules, split
 from tests.processors import model
@@ -379,6 +379,16 @@ def test_event_spans_known_by_their_looks_pass_on_that_an_included_one_is_above(
         ((api, event, span("again", "event", kind=SERVER, url_path="/other")), "api again"),
         # It ends the subtree of another one, even if that has the same id.
         ((api, event, page, span("api", kind=SERVER, url_path="/page")), "api"),
+        # So it does from further above.
+        (
+            (
+                api,
+                span("mid", "api", kind=CLIENT),
+                span("event", "mid", asgi_event_type="x"),
+                span("mid", kind=SERVER, url_path="/page"),
+            ),
+            "api mid",
+        ),
     ]
     for spans, left in cases:
         plain, knowing = made("", "/api/*"), made("", "/api/*")
@@ -391,6 +401,48 @@ def test_event_spans_known_by_their_looks_pass_on_that_an_included_one_is_above(
         # Nor does the event span take along what waits or comes later.
         for filters in (plain, knowing):
             assert run(filters, span("late", "event"))[0] == "late"
+
+
+def test_event_spans_known_by_their_looks_are_remembered_for_a_minute_of_their_own() -> None:
+    """Also if the one above them is forgotten meanwhile."""
+    server = span("server", kind=SERVER, url_path="/health")
+    event = span("event", "server", asgi_event_type="x")
+    plain, knowing = made("/health"), made("/health")
+    with patch.object(shapes, "_SEEN", 0), patch.object(shapes, "_PAUSE", 0):
+        for known in (server, event):
+            other = Span.FromString(known.SerializeToString())
+            other.trace_id = bytes(16)
+            run(knowing, other, now=0)
+    assert len(knowing._shapes.by_size) == 2
+    for filters in (plain, knowing):
+        assert run(filters, server, now=100)[1] == {"excluded_url": 1}
+        assert run(filters, event, now=159)[1] == {"send_receive": 1}
+        run(filters, span("unrelated", trace=bytes(range(16))), now=166)
+        assert run(filters, span("child", "event"), now=167) == ("", {"subtree": 1})
+
+
+def test_requests_of_one_trace_are_not_worked_on_for_what_they_have_nothing_to_do_with() -> None:
+    """Who calls chooses the trace: it may be the same for health checks and all else."""
+    filters = made("/health")
+    real = model.Real(filters)
+    for number in range(100):
+        real.process(request(span(f"o{number}", f"p{number}", url_path="/x")), 0)
+    with (
+        patch.object(filters, "prune", wraps=filters.prune) as pruned,
+        patch.object(parents, "_windows", wraps=parents._windows) as listed,
+    ):
+        for number in range(50):
+            real.process(request(span(f"h{number}", kind=SERVER, url_path="/health")), 0)
+        assert pruned.call_count == 0
+        assert listed.call_count < 100 + 50 + 50
+        for number in range(50):
+            real.process(request(span(f"m{number}", f"q{number}")), 0)
+        assert listed.call_count < 100 + 50 + 50 + 100
+        assert len(filters._remembered) == 50
+        _, removed = real.process(request(span("p7", kind=SERVER, url_path="/health")), 0)
+        assert removed == {"excluded_url": 1, "subtree": 1}
+        assert pruned.call_count > 0
+    assert len(real.ring) == 149
 
 
 @pytest.mark.parametrize("order", [("server", "event"), ("event", "server")])

@@ -29,15 +29,18 @@ FORMS = [
     b'"\x88\x80\x80\x80\x00',
     b"\xa2\x00\x08",
     b"\xa2\x80\x80\x80\x00\x88\x00",
+    b"\xa2\x80\x80\x80\x00\x88\x80\x80\x80\x00",
 ]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("before", [0, 1, 16370, 65535, 65536, 65537, 70000])
+@pytest.mark.parametrize("before", [0, 1, 16370, *range(65525, 65538), 70000])
 def test_finds_parent_ids_however_they_are_written_and_wherever(form: bytes, before: int) -> None:
     payload = b"." * before + form + b"parentid"
     assert parents.overlong(payload) == form.startswith(b"\xa2")
     assert not ids(payload[:-1])
+    assert parents.named(payload, {b"parentid", b"another_"})
+    assert not parents.named(payload, {b"another_"})
     window = next(w for w in windows(payload) if b"parentid" in w.ids)
     assert before in window.positions(payload, {b"parentid"})
     assert not window.positions(payload, {b"another_"})
@@ -53,6 +56,8 @@ def test_too_many_are_not_listed() -> None:
     payload = 5 * b'"\x08parentid'
     assert parents.windows(payload, 4) is None
     assert parents.windows(payload, 5) is not None
+    assert parents.ids(payload, 4) is None
+    assert parents.ids(payload, 5) == {b"parentid"}
 
 
 @given(st.integers(0, 2**64))

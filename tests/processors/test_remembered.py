@@ -1,12 +1,12 @@
 import contextlib
 import random
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 import pytest
 
-from relay.processors import traces
+from relay.processors import parents, traces
 from relay.processors.filters import SpanFilter
 from relay.processors.patterns import UrlRules
 from relay.processors.remembered import (
@@ -30,9 +30,14 @@ def trace(number: int) -> bytes:
     return key(number)[:TRACE]
 
 
+def recent(seen: Remembered, numbers: Iterable[int], now: float = 0) -> set[bytes]:
+    keys = set(map(key, numbers))
+    return seen.recent({each[:TRACE] for each in keys}, {each[TRACE:] for each in keys}, now)
+
+
 def known(seen: Remembered, now: float = 0) -> set[bytes]:
     """The keys of all that is remembered."""
-    return seen.recent({trace(number) for number in range(10_000)}, now)
+    return recent(seen, range(10_000), now)
 
 
 def child_of(number: int) -> bytes:
@@ -46,9 +51,9 @@ def child_of(number: int) -> bytes:
 def test_remembers_for_a_minute() -> None:
     seen = Remembered()
     seen.add({key(1)}, 100)
-    assert seen.recent({trace(1)}, 100 + SECONDS) == {key(1)}
-    assert seen.recent({trace(1)}, 100.5 + SECONDS) == set()
-    assert seen.recent({trace(2)}, 100) == set()
+    assert recent(seen, [1], 100 + SECONDS) == {key(1)}
+    assert recent(seen, [1], 100.5 + SECONDS) == set()
+    assert recent(seen, [2], 100) == set()
     assert len(seen) == 1
     seen.expire(106 + SECONDS)
     assert len(seen) == 0
@@ -62,7 +67,7 @@ def test_seen_again_is_remembered_from_then() -> None:
     seen.add({key(1), key(2)}, 0)
     seen.add({key(1)}, 50)
     seen.expire(70)
-    assert seen.recent({trace(1), trace(2)}, 70) == {key(1)}
+    assert recent(seen, [1, 2], 70) == {key(1)}
     assert len(seen) == 1
 
 
@@ -70,11 +75,14 @@ def test_a_trace_may_have_several_and_others_the_same_span_ids() -> None:
     seen = Remembered()
     seen.add({key(1, 7), key(2, 7), key(1, 8)}, 0)
     seen.add({key(3, 7)}, 5)
-    assert seen.recent({trace(7)}, 5) == {key(1, 7), key(2, 7), key(3, 7)}
-    assert seen.recent({trace(8), trace(9)}, 5) == {key(1, 8)}
-    assert seen.recent({trace(7)}, 3 + SECONDS) == {key(3, 7)}
+    ids = {key(number)[TRACE:] for number in range(1, 4)}
+    for more in (set[bytes](), {key(number)[TRACE:] for number in range(100, 200)}):
+        assert seen.recent({trace(7)}, ids | more, 5) == {key(1, 7), key(2, 7), key(3, 7)}
+        assert seen.recent({trace(8), trace(9)}, ids | more, 5) == {key(1, 8)}
+        assert seen.recent({trace(7)}, ids | more, 3 + SECONDS) == {key(3, 7)}
+        assert seen.recent({trace(7)}, {key(2)[TRACE:]} | more, 5) == {key(2, 7)}
+        assert seen.recent({trace(8)}, {key(2)[TRACE:]} | more, 5) == set()
     assert seen.of({key(1, 7), key(2, 8), key(9)}, 5) == {key(1, 7)}
-    assert seen.among({trace(7), trace(9)}) == {trace(7)}
 
 
 def test_never_holds_more_than_its_bound_and_forgets_the_oldest() -> None:
@@ -104,18 +112,17 @@ def test_the_default_bound_costs_about_what_is_said() -> None:
 
 
 class Spans:
-    """Deferred spans; ``asked``: what was answered."""
+    """Deferred spans; ``asked``: for how many, each time."""
 
-    def __init__(self, *keys: bytes, below: bytes = b"") -> None:
+    def __init__(self, *keys: bytes) -> None:
         self.keys = keys
-        self.below = below
         self.traces = {key[:TRACE] for key in keys}
         self.spans = self.weight = len(keys)
-        self.asked: list[set[bytes]] = []
+        self.asked: list[int] = []
 
-    def condemned(self, known: Callable[[Iterable[bytes]], AbstractSet[bytes]]) -> set[bytes]:
-        self.asked.append(set() if self.below and not known([self.below]) else set(self.keys))
-        return self.asked[-1]
+    def condemned(self) -> set[bytes]:
+        self.asked.append(len(self.keys))
+        return set(self.keys)
 
 
 def listed(payload: bytes) -> AbstractSet[bytes]:
@@ -132,23 +139,41 @@ def test_what_is_deferred_is_remembered_and_worked_out_when_asked_for() -> None:
     assert not seen.touches(child_of(3))
     assert seen.has({trace(3), trace(2)})
     assert not seen.has({trace(3)})
-    assert seen.among({trace(3), trace(2)}) == {trace(2)}
     assert seen.touches(child_of(2))
     assert not spans.asked
-    assert seen.recent({trace(2), trace(3)}, 100 + SECONDS) == {key(2)}
-    assert seen.recent({trace(1)}, 100.5 + SECONDS) == set()
-    assert spans.asked == [{key(1), key(2)}]
+    assert recent(seen, [2, 3], 100 + SECONDS) == {key(2)}
+    assert recent(seen, [1], 100.5 + SECONDS) == set()
+    assert spans.asked == [2]
     assert seen.touches(child_of(1))
 
 
-def test_what_was_deferred_knows_what_went_before_it_and_only_that() -> None:
+def test_only_what_is_asked_for_is_worked_out() -> None:
     seen = Remembered()
-    early, late, expired = (Spans(key(n), below=key(1)) for n in (2, 3, 4))
-    assert seen.defer(early, set(), 0)
-    assert seen.defer(Spans(key(1)), set(), 1)
-    assert seen.defer(late, set(), 1 + SECONDS)
-    assert seen.defer(expired, set(), 1.5 + SECONDS)
-    assert known(seen, 1 + SECONDS) == {key(1), key(3)}
+    several = Spans(key(1), key(2, 1), key(3))
+    other = Spans(key(4))
+    assert seen.defer(several, set(), 0)
+    assert seen.defer(other, set(), 1)
+    assert seen.has({trace(1), trace(9)})
+    assert seen.has({trace(4)})
+    assert not several.asked
+    assert recent(seen, [1, 9], 1) == {key(1)}
+    assert seen.recent({trace(1)}, {key(2)[TRACE:]}, 1) == {key(2, 1)}
+    assert seen.of([key(3), key(3, 1), key(2)], 1) == {key(3)}
+    assert seen.of([key(3)], 0.5 + SECONDS) == set()
+    assert several.asked == [3]
+    assert not other.asked
+    assert len(seen) == 4
+
+
+def test_what_is_of_the_trace_of_a_remembered_one_is_not_deferred() -> None:
+    """It may be below it; and that one may be forgotten before anybody asks."""
+    seen = Remembered()
+    assert seen.defer(Spans(key(1), key(2)), set(), 0)
+    assert not seen.defer(Spans(key(3), key(5, 2)), set(), 0)
+    seen.add({key(6)}, 0)
+    assert not seen.defer(Spans(key(7, 6)), set(), 0)
+    assert seen.defer(Spans(key(8)), {trace(9)}, 0)
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("number", [1, 7])
@@ -184,13 +209,19 @@ def test_what_is_deferred_expires_and_has_its_share_of_the_bound() -> None:
 def test_the_oldest_of_both_kinds_go_first() -> None:
     seen = Remembered(most=100)
     seen.defer(Spans(*(key(number) for number in range(20))), set(), 0)
-    seen.add({key(number) for number in range(20, 60)}, 1)  # This works out the others.
-    for first in range(60, 100, 20):
-        seen.defer(Spans(*(key(number) for number in range(first, first + 20))), set(), 2)
-    assert len(seen) == 100
-    seen.defer(Spans(key(100)), set(), 3)
-    assert len(seen) == 50
-    assert {key(number) for number in range(60, 101)} < known(seen, 3)
+    seen.defer(Spans(*(key(number) for number in range(20, 40))), set(), 0)
+    seen.defer(Spans(*(key(number) for number in range(40, 60))), set(), 1)
+    seen.add({key(number) for number in range(60, 90)}, 2)
+    seen.defer(Spans(*(key(number) for number in range(90, 100))), set(), 3)
+    assert known(seen, 3) == {key(number) for number in range(100)}
+    seen.add({key(100)}, 4)  # Too many: the older ones of those that were deferred go.
+    assert known(seen, 4) == {key(number) for number in range(60, 101)}
+    seen.defer(Spans(*(key(number) for number in range(101, 121))), set(), 5)
+    for first in range(121, 161, 20):  # Now half of those that were not.
+        seen.defer(Spans(*(key(number) for number in range(first, first + 20))), set(), 6)
+    left = known(seen, 6)
+    assert left > {key(number) for number in (*range(90, 101), *range(101, 161))}
+    assert len(left) == len(seen) == 10 + 16 + 60 - 1
 
 
 def test_nothing_is_forgotten_early_that_the_bound_has_room_for() -> None:
@@ -230,26 +261,19 @@ def test_who_asks_at_once_is_told_of_all_that_went_before() -> None:
             assert seen.defer(Spans(*(key(10 * number + n) for n in range(10))), set(), number)
         oldest = max(0, 10 * count - len(seen))
         assert not seen.defer(Spans(key(9999)), {trace(oldest)}, count)
-        assert seen.recent({trace(oldest)}, count) == {key(oldest)}
-
-
-def test_what_was_worked_out_goes_before_what_was_deferred_later() -> None:
-    seen = Remembered(most=100)
-    seen.add({key(number) for number in range(48)}, 0)
-    at = 100
-    for count in (13, 13, 25, 1, 25):
-        assert seen.defer(Spans(*(key(at + n) for n in range(count))), set(), 1)
-        at += count
-    assert seen.has({trace(100)})
-    assert not seen.has({trace(number) for number in range(48)})
+        assert recent(seen, [oldest], count) == {key(oldest)}
 
 
 def test_the_same_again_and_again_does_not_grow() -> None:
     seen = Remembered(most=100)
-    for number in range(2000):
-        assert seen.defer(Spans(key(1), key(2)), set(), number / 1000)
-        assert sum(len(each.spans) for each in seen._generations) <= 50
-    assert known(seen, 2) == {key(1), key(2)}
+    spans = Spans(key(1), key(2))
+    assert seen.defer(spans, set(), 0)
+    for number in range(1, 2000):
+        now = number / 1000
+        assert not seen.defer(Spans(key(1), key(2)), set(), now)
+        seen.add({key(1), key(2)}, now)
+        assert len(seen) == 4
+    assert recent(seen, [1, 2], 1 + SECONDS) == {key(1), key(2)}
     heavy = Spans(key(3))
     heavy.weight = 26
     assert not seen.defer(heavy, set(), 3)
@@ -286,14 +310,17 @@ def test_says_whether_a_payload_may_hold_a_child(size: int, count: int) -> None:
 
 
 def test_listings_know_what_may_be_a_trace_in_a_payload() -> None:
-    listings = Listings()
+    listings = Listings(traces.ids, traces.named, whole=True)
     small, large = child_of(7), b"." * 20_000 + child_of(7)
     for payload in (small, large):
         listings.note(payload)
         assert not listings.any_names([payload], {trace(8)})
         assert listings.any_names([payload], {trace(7), trace(8)})
+        assert listings.any_names([], {trace(7)})  # It left, but that is not known.
+        listings.forget()
         assert listings.any_names([payload], {trace(7)})
-        assert not listings.any_names([], {trace(7)})  # It left.
+        listings.forget()
+        assert not listings.any_names([], {trace(7)})
     # What was listed of one that it was cut out of is good enough, and not looked for again.
     part = large[5000:-20]
     listings.note(part, listed(large))
@@ -302,7 +329,7 @@ def test_listings_know_what_may_be_a_trace_in_a_payload() -> None:
 
 @pytest.mark.parametrize("size", [0, 1000, 100_000])
 def test_listings_never_miss_what_waits_and_stay_within_their_bounds(size: int) -> None:
-    listings = Listings()
+    listings = Listings(traces.ids, traces.named, whole=True)
     rng = random.Random(size)
     waiting: list[bytes] = []
     dense = b"".join(child_of(number) for number in range(90_000, 92_000))
@@ -326,8 +353,23 @@ def test_listings_never_miss_what_waits_and_stay_within_their_bounds(size: int) 
     assert not listings.any_names([], {trace(99_999)})
 
 
+def test_listings_may_begin_with_the_first_question() -> None:
+    """Until then they take nothing."""
+    listings = Listings(parents.ids, parents.named, whole=False)
+    waiting = [child_of(number) for number in range(3)]
+    for payload in waiting:
+        listings.note(payload)
+    assert not listings._unlisted
+    listings.latest = child_of(7)
+    assert listings.any_names(waiting, {key(2)[TRACE:]})
+    assert listings.any_names([], {key(7)[TRACE:]})
+    assert not listings.any_names([], {key(5)[TRACE:]})
+    listings.note(child_of(5))
+    assert listings.any_names([], {key(5)[TRACE:]})
+
+
 def test_listings_do_not_hold_on_to_payloads_that_are_full_of_candidates() -> None:
-    listings = Listings()
+    listings = Listings(traces.ids, traces.named, whole=True)
     for number in range(20):
         listings.note(b"".join(child_of(number * 1000 + n) for n in range(1000)))
         assert not listings.any_names([], {trace(99_999)})

@@ -11,7 +11,7 @@ from proto_stubs import TRACES
 from relay import wire
 from relay.processors import shapes
 from relay.processors.shapes import Shape, Shapes, outline
-from relay.processors.spans import sift
+from relay.processors.spans import sift, usual
 from relay.wire import MalformedError
 
 TRACE = b"0123456789abcdef"
@@ -382,3 +382,35 @@ def test_a_size_that_gets_a_shape_is_not_usual_any_more() -> None:
     result = sift(request(raw, raw), known.by_size, known.usual)
     assert result
     assert (result[0].spans, result[0].left) == (2, 0)
+
+
+def test_usual_spans_end_where_their_scope_does() -> None:
+    """What follows has the same tag; here it has the size of a usual span as well."""
+    known = taught(FIRST)
+    one = framed(FIRST)[0]
+    second = framed(kept(300) + one)[0]
+    known._note_usual(Counter({300: 10, len(second): 10}))
+    assert list(known.usual.sizes) == [300, len(second)]
+    payload = framed(framed(kept(300))[0] + second)[0]
+    payload = b"\x0a" + payload[1:]
+    result = sift(payload, known.by_size, known.usual)
+    assert result == sift(payload, known.by_size)
+    assert result
+    assert (result[0].spans, result[0].left) == (3, 2)
+    # A span that is longer than its scope is nobody's.
+    short = framed(kept(300)[:-1])[0]
+    payload = b"\x0a" + framed(short + kept(300))[0][1:]
+    assert sift(payload, known.by_size, known.usual) is None
+
+
+def test_up_to_eight_usual_spans_pass_at_once() -> None:
+    passing = usual([300, 320]).passing
+    for number in range(1, 11):
+        sizes = [300 if n % 2 else 320 for n in range(number)]
+        payload = b"".join(map(kept, sizes))
+        match = passing(payload, 0, len(payload))
+        assert match
+        assert match.lastindex == min(number, 8)
+        assert match.end() == sum(sizes[:8])
+        assert not passing(payload, len(payload) - sizes[-1], len(payload) - 1)
+    assert not passing(kept(310), 0, 310)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from relay import wire
 from relay.processors import traces
 from relay.processors.remembered import Listings
 from tests.processors import model
@@ -30,6 +32,7 @@ FORMS = [
     b"\x0a\x90\x80\x80\x80\x00",
     b"\x8a\x00\x10",
     b"\x8a\x80\x80\x80\x00\x90\x00",
+    b"\x8a\x80\x80\x80\x00\x90\x80\x80\x80\x00",
 ]
 
 
@@ -42,7 +45,7 @@ def searched(payload: bytes) -> AbstractSet[bytes]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("before", [0, 1, 16370, 65535, 65536, 65537, 70000])
+@pytest.mark.parametrize("before", [0, 1, 16370, *range(65525, 65538), 70000])
 def test_searching_finds_ids_however_they_are_written_and_wherever(
     form: bytes, before: int
 ) -> None:
@@ -101,6 +104,23 @@ def test_too_many_are_none() -> None:
             assert traces.ids(payload, 5) == set(ids)
 
 
+def test_what_is_full_of_other_ids_is_searched() -> None:
+    """Of a request made of very short ones, lists would take many times its size."""
+    payload = b"\x0a\x10" + ID + 65_536 * b"\x0a\x02xx"
+    for tag in (b"\x12", b"\x12", b"\x0a"):
+        payload = tag + wire.varint(len(payload)) + payload
+    assert len(payload) < traces._LARGEST
+    traces.parse(b"\x0a\x00")  # Protobuf is loaded.
+    tracemalloc.start()
+    try:
+        assert traces.parse(payload) is None
+        assert traces.ids(payload, 9) == {ID}
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(payload)
+
+
 def test_searching_ends_where_one_lookalike_comes_again_and_again() -> None:
     """16 MiB of them would take seconds."""
     payload = (1 << 24) // 18 * (b"\x0a\x10" + ID)
@@ -123,13 +143,13 @@ def test_searching_ends_where_one_lookalike_comes_again_and_again() -> None:
 def test_holds_on_to_nothing_but_ids() -> None:
     payload = request(ID, b"x" * 100_000)
     assert traces.parse(payload) == {ID}
-    listings = Listings()
+    listings = Listings(traces.ids, traces.named, whole=True)
     listings.note(payload, traces.ids(payload, 9))
     assert listings._ids == {ID}
-    assert listings.any_names([payload], [ID])
-    listings = Listings()
+    assert listings.any_names([payload], {ID})
+    listings = Listings(traces.ids, traces.named, whole=True)
     listings.note(payload)
-    assert not listings.any_names([payload], [OTHER])
+    assert not listings.any_names([payload], {OTHER})
     assert listings._ids == {ID}
 
 
