@@ -1,9 +1,9 @@
 """What the default filters cost: CPU per span of a whole relay with them and without.
 
-``python -m benchmarks.filters``. Two relays with the default filters and without any,
-else alike, in turn, several rounds, in front of a collector in this process, which also sends real
-gRPC requests: as fast as eight clients are answered (but not faster than the collector gets what is
-left of them) or, with ``--rate``, so many spans a second.
+``python -m benchmarks.filters``. Two relays with the default filters and without any, else alike,
+in turn, several rounds, started anew every few rounds, in front of a collector in this process,
+which also sends real gRPC requests: as fast as eight clients are answered (but not faster than the
+collector gets what is left of them) or, with ``--rate``, so many spans a second.
 The spans are those of a FastAPI app with its instrumentation: of an ordinary request a server span
 and three database spans, of a filtered one (a health check) the server span and three ASGI event
 spans; ids and client ports differ, as they do.
@@ -36,6 +36,8 @@ LIMIT = 1.5
 OFF = {"RELAY_EXCLUDED_URLS": "", "RELAY_DISABLE_SEND_RECEIVE_SPANS": "false"}
 AHEAD = 16_384
 """Spans under way at most when flooded."""
+PAIR = 3
+"""Rounds with the same two relays: one process is slower than another for as long as it runs."""
 Sent = tuple[bytes, int]
 """A request, and how many of its spans the relay lets through."""
 START = 1_760_000_000_000_000_000
@@ -192,29 +194,35 @@ async def measure(
     filters = build(TRACES, ProcessorConfig(excluded=DEFAULT_EXCLUDED))
     assert filters is not None
     shares = []
+
+    async def rounds_of(on: RelayProcess, off: RelayProcess, wanted: int) -> None:
+        """One round that does not count, then so many that do."""
+        for number in range(wanted + 1):
+            # Other ids in every round: a relay remembers which spans it filtered.
+            requests = payloads(size, fraction, count, rng)
+            total = count * size
+            left = [filters.process(each, size, size, 0.0).items for each in requests]
+            shares.append(1 - sum(left) / total)
+            both = (
+                ("on", on, list(zip(requests, left, strict=True))),
+                ("off", off, [(each, size) for each in requests]),
+            )
+            for name, relay, sent in both[:: 1 if number % 2 else -1]:
+                spent = await cost(relay, sink, sent, size / rate if rate else 0)
+                if number:
+                    found[name].append(spent / total * 1e6)
+        for relay in (on, off):
+            scrape = await relay.identity()
+            assert not scrape.by("reason", "dropped_items_total"), "spans were lost: void"
+
     async with Sink(record=False) as sink:
         collector = f"http://{sink.grpc_endpoint}"
-        async with (
-            RelayProcess(collector, settings) as on,
-            RelayProcess(collector, settings | OFF) as off,
-        ):
-            for number in range(rounds + 1):
-                # Other ids in every round: a relay remembers which spans it filtered.
-                requests = payloads(size, fraction, count, rng)
-                total = count * size
-                left = [filters.process(each, size, size, 0.0).items for each in requests]
-                shares.append(1 - sum(left) / total)
-                both = (
-                    ("on", on, list(zip(requests, left, strict=True))),
-                    ("off", off, [(each, size) for each in requests]),
-                )
-                for name, relay, sent in both[:: 1 if number % 2 else -1]:
-                    spent = await cost(relay, sink, sent, size / rate if rate else 0)
-                    if number:
-                        found[name].append(spent / total * 1e6)
-            for relay in (on, off):
-                scrape = await relay.identity()
-                assert not scrape.by("reason", "dropped_items_total"), "spans were lost: void"
+        for done in range(0, rounds, PAIR):
+            async with (
+                RelayProcess(collector, settings) as on,
+                RelayProcess(collector, settings | OFF) as off,
+            ):
+                await rounds_of(on, off, min(PAIR, rounds - done))
     ratios = [a / b for a, b in zip(found["on"], found["off"], strict=True)]
     # Between these is the middle half of the rounds.
     low, _, high = (

@@ -52,8 +52,6 @@ _ENTRY: Final = 64
 _FEW_IDS: Final = 16
 """Ids that are never too many for a payload."""
 
-_GENERATIONS: Final = 2
-"""A part of what is remembered, one in so many, is forgotten at once where there is too much."""
 _SWEEP: Final = 5.0
 """Seconds between two looks for what has expired."""
 _SMALL: Final = 8192
@@ -188,47 +186,31 @@ class _Entry:
         return self._keys
 
 
-class _Generation:
-    """Deferred spans."""
-
-    def __init__(self, entries: Iterable[_Entry] = ()) -> None:
-        self.entries: list[_Entry] = []
-        """In order of time."""
-        self.by_trace: dict[bytes, _Entry] = {}
-        self.count = self.weight = 0
-        for entry in entries:
-            self.append(entry)
-
-    def append(self, entry: _Entry) -> None:
-        self.entries.append(entry)
-        self.by_trace.update(dict.fromkeys(entry.traces, entry))
-        self.count += entry.count
-        self.weight += entry.weight
-
-
 class Remembered:
     """Filtered spans, by trace id and span id. ``now``: monotonic seconds, never decreasing.
 
     Most are never asked for. So what was filtered for its looks is kept as it was found, by its
-    trace ids alone, until one of these turns up in another span. What is kept so is in some
-    generations, so that to forget the oldest is to drop one.
+    trace ids alone, until one of these turns up in another span.
     """
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._since: dict[bytes, float] = {}
-        # By trace id the key, or where there are several all keys.
+        # In order of time, and by trace id: the key, or where there are several all keys.
         self._keys: dict[bytes, bytes | set[bytes]] = {}
-        self._generations = deque((_Generation(),))
+        # In order of time, and by trace id; and what these are and weigh.
+        self._deferred = deque[_Entry]()
+        self._by_trace: dict[bytes, _Entry] = {}
+        self._count = self._weight = 0
         self._swept = float("-inf")
         self._search: Search | None = None
         self._listed = 0
 
     def __len__(self) -> int:
-        return len(self._since) + sum(each.count for each in self._generations)
+        return len(self._since) + self._count
 
     def __bool__(self) -> bool:
-        return bool(self._since) or any(each.entries for each in self._generations)
+        return bool(self._since or self._deferred)
 
     def recent(self, traces: AbstractSet[bytes], ids: AbstractSet[bytes], now: float) -> set[bytes]:
         """The spans of these traces, with one of these span ids, that were filtered of late.
@@ -236,14 +218,11 @@ class Remembered:
         That is within the last :data:`SECONDS`.
         """
         found: set[bytes] = set()
-        for generation in self._generations:
-            for entry in {generation.by_trace[t] for t in generation.by_trace.keys() & traces}:
-                if now - entry.since <= SECONDS:
-                    found.update(
-                        key
-                        for key in entry.condemned()
-                        if key[TRACE:] in ids and key[:TRACE] in traces
-                    )
+        for entry in {self._by_trace[trace] for trace in self._by_trace.keys() & traces}:
+            if now - entry.since <= SECONDS:
+                found.update(
+                    key for key in entry.condemned() if key[TRACE:] in ids and key[:TRACE] in traces
+                )
         since = self._since
         for trace in self._keys.keys() & traces:
             keys = self._keys[trace]
@@ -264,11 +243,8 @@ class Remembered:
     def _is(self, key: bytes, now: float) -> bool:
         if key in self._since and now - self._since[key] <= SECONDS:
             return True
-        for generation in self._generations:
-            entry = generation.by_trace.get(key[:TRACE])
-            if entry is not None and now - entry.since <= SECONDS and key in entry.condemned():
-                return True
-        return False
+        entry = self._by_trace.get(key[:TRACE])
+        return entry is not None and now - entry.since <= SECONDS and key in entry.condemned()
 
     def add(self, keys: AbstractSet[bytes], now: float) -> None:
         """Remember spans that were filtered at ``now``; ``keys``: trace id and span id of each."""
@@ -298,19 +274,19 @@ class Remembered:
             or self.has(spans.traces)
         ):
             return False
-        young = self._generations[-1]
-        young.append(_Entry(spans, now))
-        if young.weight >= self._most // _GENERATIONS:
-            self._generations.append(_Generation())
+        entry = _Entry(spans, now)
+        self._deferred.append(entry)
+        self._by_trace.update(dict.fromkeys(entry.traces, entry))
+        self._count += entry.count
+        self._weight += entry.weight
         self._changed()
         return True
 
     def has(self, traces: AbstractSet[bytes]) -> bool:
         """Whether a span of one of these traces is remembered. Never wrongly no."""
-        for each in self._generations:
-            if each.by_trace and not each.by_trace.keys().isdisjoint(traces):
-                return True
-        return bool(self._keys) and not self._keys.keys().isdisjoint(traces)
+        return not (
+            self._by_trace.keys().isdisjoint(traces) and self._keys.keys().isdisjoint(traces)
+        )
 
     def expire(self, now: float) -> None:
         """Forget what was filtered more than :data:`SECONDS` ago, at leisure."""
@@ -320,24 +296,26 @@ class Remembered:
         oldest = now - SECONDS
         if self._since and next(iter(self._since.values())) < oldest:
             self._keep([key for key, since in self._since.items() if since >= oldest])
-        while len(self._generations) > 1 and self._generations[0].entries[-1].since < oldest:
-            self._generations.popleft()
-        entries = self._generations[0].entries
-        if entries and entries[0].since < oldest:
-            self._generations[0] = _Generation(each for each in entries if each.since >= oldest)
+        while self._deferred and self._deferred[0].since < oldest:
+            self._forget_deferred()
 
     def _changed(self) -> None:
         self._search, self._listed = None, 0
-        # About half at once: each look through all of them makes room for many. The oldest go.
-        while len(self._since) + sum(each.weight for each in self._generations) > self._most:
-            entries = self._generations[0].entries
-            if not entries or (
-                self._since and next(iter(self._since.values())) <= entries[0].since
-            ):
-                self._keep(list(self._since)[(len(self._since) + 1) // 2 :])
+        # The oldest go.
+        while len(self._since) + self._weight > self._most:
+            first = next(iter(self._since.values()), float("inf"))
+            if self._deferred and self._deferred[0].since < first:
+                self._forget_deferred()
             else:
-                self._generations.popleft()
-                self._generations = self._generations or deque((_Generation(),))
+                # Half at once: each look through all of them makes room for many.
+                self._keep(list(self._since)[(len(self._since) + 1) // 2 :])
+
+    def _forget_deferred(self) -> None:
+        entry = self._deferred.popleft()
+        for trace in entry.traces:
+            del self._by_trace[trace]
+        self._count -= entry.count
+        self._weight -= entry.weight
 
     def _note(self, key: bytes) -> None:
         trace = key[:TRACE]
@@ -378,9 +356,7 @@ class Remembered:
         if self._search is None:
             self._listed += size
             if self._listed > _WORTH * len(self):
-                keys = set(self._since).union(
-                    *(entry.condemned() for each in self._generations for entry in each.entries)
-                )
+                keys = set(self._since).union(*(entry.condemned() for entry in self._deferred))
                 ids = b"|".join({literal(key[TRACE:]) for key in keys})
                 self._search = compiled(parents.HEAD + b"(?:" + ids + b")")
         return self._search

@@ -18,11 +18,11 @@ from relay.processors.shapes import Member, Shape, Take
 __all__ = ["Settled"]
 
 _WEIGHT: Final = 4
-"""What all of it takes beside the spans; a span that is worked out takes some 300 bytes."""
+"""What all of it weighs beside the spans."""
 _EACH: Final = 300
-"""Bytes of the parts with the ids that weigh as much as a span that is worked out."""
-_BESIDE: Final = 130
-"""Bytes that each part takes beside itself: its header, its place, that of its trace id."""
+"""Bytes that weigh as much as a span that is worked out."""
+_BESIDE: Final = 250
+"""Bytes that a part with ids takes beside itself: its header, its trace id, their places."""
 
 
 class Settled:
@@ -52,8 +52,8 @@ class Settled:
                 if self._has_servers(shape):
                     self.traces.update(map(shape.trace_id, parts))
             self.spans += number * len(shape.members)
-            size = (len(parts[0]) + _BESIDE) // _EACH if parts else 0
-            self.weight += number * max(len(shape.members), 1 + size)
+            size = len(parts[0]) + _BESIDE if parts else 0
+            self.weight += number * max(len(shape.members), -(-size // _EACH))
 
     def _has_servers(self, shape: Shape) -> bool:
         return any(each.trace_id and each.code not in self._others for each in shape.members)
