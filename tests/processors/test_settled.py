@@ -130,7 +130,7 @@ def test_a_long_line_of_descendants_goes_as_a_whole() -> None:
     assert Settled(found, frozenset((EVENT,))).condemned() == set(map(key, names))
 
 
-@pytest.mark.parametrize("spans", [1, 10, 100])
+@pytest.mark.parametrize("spans", [1, 100])
 @pytest.mark.parametrize("members", [1, 4])
 @pytest.mark.parametrize("state", [0, 40, 240, 800])
 def test_what_is_remembered_costs_about_what_is_said(spans: int, members: int, state: int) -> None:
@@ -156,7 +156,7 @@ def test_what_is_remembered_costs_about_what_is_said(spans: int, members: int, s
     try:
         seen = Remembered()
         before, _ = tracemalloc.get_traced_memory()
-        for now in range(2 * MOST // (spans * members)):
+        for now in range(2 * MOST // (4 + spans * members)):  # Twice as many as there is room for.
             assert seen.defer(filtered(), set(), now / 1000)
             if now % 16 == 0:
                 largest = max(largest, tracemalloc.get_traced_memory()[0] - before)
