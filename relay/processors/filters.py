@@ -386,7 +386,7 @@ class SpanFilter:
         above = roots | remembered.of(settled.parents(), now) if settled else roots
         condemned = roots
         if above or remembered.touches(request.payload, request.listing):
-            if remembered:
+            if remembered and remembered.has(request.traces()):
                 above = above | remembered.recent(request.traces(), request.parent_ids(), now)
             below, keys = request.below(above, stay, settled)
             for number in below:
